@@ -1,0 +1,124 @@
+"""Constructor arguments as JSON, and the table of installed families.
+
+A family is a model class that other packages may add under the entry-point group `artifex.models`.
+A file can only name one that is installed: nothing that is read is ever imported or evaluated.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flax import nnx
+
+from artifex.generative_models.core.errors import ConfigError, UnknownModelTypeError
+
+_GROUP = "artifex.models"
+_MAX_BYTES = 1 << 20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ConfigError: The file is missing, larger than 1 MiB, not JSON, or not an object.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    if len(text) > _MAX_BYTES:
+        raise ConfigError(f"{path} is larger than {_MAX_BYTES} bytes; it should be a few lines of JSON")
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object for people and programs to read.
+
+    Raises:
+        ConfigError: A value is not finite or has no form in JSON.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path.name}: {error}") from error
+    path.write_text(text + "\n")
+
+
+def model_types() -> list[str]:
+    """Names of the installed families."""
+    return sorted(_table())
+
+
+def model_type_of(model: nnx.Module) -> str:
+    """The name under which a model's class is installed.
+
+    Raises:
+        UnknownModelTypeError: It is not.
+    """
+    cls = type(model)
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    for name, entry_point in _table().items():
+        if entry_point.value == target:
+            return name
+    raise UnknownModelTypeError(
+        f"{target} is no installed family ({', '.join(model_types())}); add it to the entry-point "
+        f"group '{_GROUP}' of your package"
+    )
+
+
+def abstract_model(model_type: str, config: Mapping[str, Any]) -> nnx.Module:
+    """A model with the structure that a config describes and no weights: shapes and dtypes alone.
+
+    Args:
+        model_type: Name of an installed family.
+        config: Arguments of its constructor, `rngs` left out.
+
+    Raises:
+        UnknownModelTypeError: No such family; lists those there are.
+        ConfigError: An argument is unknown, missing or unusable.
+    """
+    entry_point = _table().get(model_type)
+    if entry_point is None:
+        raise UnknownModelTypeError(
+            f"unknown model_type {model_type!r}; installed are {', '.join(model_types())}"
+        )
+    cls = entry_point.load()
+    parameters = dict(inspect.signature(cls.__init__).parameters)
+    for given in ("self", "rngs"):
+        del parameters[given]
+    unknown = config.keys() - parameters.keys()
+    required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+    missing = required - config.keys()
+    if unknown or missing:
+        raise ConfigError(
+            f"config of '{model_type}': unknown keys {sorted(unknown)}, missing keys {sorted(missing)}; "
+            f"it takes {', '.join(parameters)}"
+        )
+    return nnx.eval_shape(lambda: cls(**config, rngs=nnx.Rngs(0)))
+
+
+@cache
+def _table() -> dict[str, EntryPoint]:
+    return {entry_point.name: entry_point for entry_point in entry_points(group=_GROUP)}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _refuse_constant(text)

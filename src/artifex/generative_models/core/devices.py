@@ -1,0 +1,81 @@
+"""The devices of this process."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from artifex.generative_models.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of one device in bytes; None where the backend does not report it, as on the CPU."""
+
+    device: jax.Device
+    bytes_in_use: int | None
+    peak_bytes_in_use: int | None
+    bytes_limit: int | None
+
+
+class DeviceManager:
+    """The accelerators of this process, or its CPU devices where there is none."""
+
+    @property
+    def devices(self) -> list[jax.Device]:
+        """All devices of the default backend, of all processes of the job."""
+        return jax.devices()
+
+    @property
+    def default_device(self) -> jax.Device:
+        """Where arrays go that nobody places."""
+        return next(iter(jnp.zeros(()).devices()))
+
+    def mesh(self, num_devices: int | None = None) -> Mesh:
+        """A mesh with one axis, `data`, over which an executor lays rows.
+
+        Args:
+            num_devices: The first so many devices; None is all.
+
+        Raises:
+            InputError: There are not so many.
+        """
+        devices = self.devices
+        count = len(devices) if num_devices is None else num_devices
+        if not 1 <= count <= len(devices):
+            raise InputError(f"num_devices: expected 1 to {len(devices)}, the devices there are; got {count}")
+        return Mesh(np.asarray(devices[:count]), ("data",))
+
+    def memory(self) -> list[DeviceMemory]:
+        """Memory figures of each local device."""
+        reports = [(device, device.memory_stats() or {}) for device in jax.local_devices()]
+        return [
+            DeviceMemory(
+                device,
+                report.get("bytes_in_use"),
+                report.get("peak_bytes_in_use"),
+                report.get("bytes_limit"),
+            )
+            for device, report in reports
+        ]
+
+    def cleanup(self) -> int:
+        """Frees device arrays that only unreachable reference cycles still hold.
+
+        Arrays and compiled executables that anything can still reach are left alone.
+
+        Returns:
+            Bytes freed.
+        """
+        before = _live_bytes()
+        gc.collect()
+        return before - _live_bytes()
+
+
+def _live_bytes() -> int:
+    return sum(array.nbytes for array in jax.live_arrays())

@@ -1,0 +1,65 @@
+"""The exceptions of Artifex.
+
+    ArtifexError
+    ├── InputError (ValueError)             an argument's value, shape or range is wrong
+    │   └── InputTypeError (TypeError)      an argument's dtype or type is wrong
+    ├── ConfigError (ValueError)            a model's config or metadata cannot be used
+    │   └── UnknownModelTypeError           no installed family has that name
+    ├── CheckpointError
+    │   ├── CheckpointNotFoundError         no checkpoint there, or no such step
+    │   ├── CheckpointMismatchError         structure, shapes or dtypes differ from the model's
+    │   └── CheckpointCorruptError          unreadable, or its contents fail their checksums
+    ├── ExportError                         an export cannot be written
+    ├── OutputError                         a result cannot be written or resumed
+    └── OutOfDeviceMemoryError              not even the smallest batch fits the device
+
+Failures of the operating system stay `OSError`; a bug stays whatever it is.
+"""
+
+
+class ArtifexError(Exception):
+    """Base of every error that Artifex raises on purpose."""
+
+
+class InputError(ArtifexError, ValueError):
+    """An argument's value, shape or range is wrong."""
+
+
+class InputTypeError(InputError, TypeError):
+    """An argument's dtype or type is wrong."""
+
+
+class ConfigError(ArtifexError, ValueError):
+    """A model's config or metadata cannot be used."""
+
+
+class UnknownModelTypeError(ConfigError):
+    """No installed family has that name."""
+
+
+class CheckpointError(ArtifexError):
+    """A checkpoint cannot be used."""
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """There is no checkpoint at that place, or none of that step."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """The checkpoint's structure, shapes or dtypes differ from the model's."""
+
+
+class CheckpointCorruptError(CheckpointError):
+    """The checkpoint cannot be read, or its contents fail their checksums."""
+
+
+class ExportError(ArtifexError):
+    """An export cannot be written."""
+
+
+class OutputError(ArtifexError):
+    """A result cannot be written or resumed."""
+
+
+class OutOfDeviceMemoryError(ArtifexError):
+    """Not even the smallest batch size fits the device's memory."""

@@ -1,0 +1,50 @@
+"""Strict JAX, two CPU devices, and the models that tests share."""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from importlib import resources
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from artifex.generative_models.inference import Executor, load_exported_model
+from artifex.generative_models.models.vae import VAE
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def digits() -> np.ndarray:
+    """Real MNIST test digits, uint8 [300, 28, 28, 1]."""
+    with np.load(str(resources.files("artifex") / "zoo" / "mnist_digits.npz")) as archive:
+        return archive["images"]
+
+
+@pytest.fixture(scope="session")
+def pictures(digits: np.ndarray) -> np.ndarray:
+    """The digits in [0, 1], float32."""
+    return digits.astype(np.float32) / 255
+
+
+@pytest.fixture(scope="session")
+def mnist_vae() -> VAE:
+    """The bundled trained model."""
+    return load_exported_model("mnist-vae")[0]
+
+
+@pytest.fixture(scope="session")
+def executor(mnist_vae: VAE) -> Executor:
+    """Shared by tests that only run it."""
+    return Executor(mnist_vae, batch_sizes=(1, 2, 4, 8))
+
+
+@pytest.fixture
+def tiny_vae() -> VAE:
+    """An untrained model that compiles fast."""
+    return VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(0))
