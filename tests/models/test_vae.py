@@ -1,0 +1,296 @@
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from artifex.generative_models.core.errors import ConfigError
+from artifex.generative_models.inference import load_exported_model
+from artifex.generative_models.models.vae import VAE, SubpixelConv, elbo
+
+# Sums of at most some thousand float32 products, each of relative error 2^-24, against float64.
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
+
+MODELS = {
+    "1x1, 1 level": ((1, 1, 1), 1, [2], [2]),
+    "1x7, 2 levels": ((1, 7, 3), 2, [3, 2], [2, 3]),
+    "5x3, 3 levels": ((5, 3, 2), 3, [2, 3, 4], [4, 3, 2]),
+    "17x9, uneven depths": ((17, 9, 4), 2, [3, 2], [4, 2, 2, 3]),
+    "28x28, 3 levels": ((28, 28, 1), 4, [3, 4, 5], [5, 4, 3]),
+    "33x20, 5 levels": ((33, 20, 1), 2, [2, 2, 2, 2, 3], [3, 2, 2, 2, 2]),
+}
+
+
+def randomised(build: Callable[[], Any]) -> Any:
+    """The model with random weights, biases too, without compiling its initialisers."""
+    graphdef, state = nnx.split(nnx.eval_shape(build))
+    random = np.random.default_rng(0)
+    weights = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape) / 3, leaf.dtype), state)
+    return nnx.merge(graphdef, weights)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> VAE:
+    return randomised(lambda: VAE(*MODELS[request.param], rngs=nnx.Rngs(0)))
+
+
+def float64(array: jax.Array) -> np.ndarray:
+    return np.asarray(array).astype(np.float64)
+
+
+def numpy_conv_stride2(x: np.ndarray, conv: nnx.Conv) -> np.ndarray:
+    """A convolution of stride 2, with zeros around a picture until it is halved, the odd one at the end."""
+    kernel = float64(conv.kernel)
+    side = len(kernel)
+    batch, height, width, _ = x.shape
+    out = np.zeros((batch, math.ceil(height / 2), math.ceil(width / 2), kernel.shape[-1]))
+    top = max(2 * (out.shape[1] - 1) + side - height, 0) // 2
+    left = max(2 * (out.shape[2] - 1) + side - width, 0) // 2
+    for i, j, u, v in np.ndindex(*out.shape[1:3], side, side):
+        row, column = 2 * i + u - top, 2 * j + v - left
+        if 0 <= row < height and 0 <= column < width:
+            out[:, i, j] += x[:, row, column] @ kernel[u, v]
+    return out + float64(conv.bias)
+
+
+def numpy_transposed_conv_stride2(x: np.ndarray, up: SubpixelConv) -> np.ndarray:
+    """The transposed convolution of stride 2, and twice the side, whose taps are the sub-pixel kernel's.
+
+    With side k, input pixel p adds to output pixels 2p - 2(k - 1) to 2p + 1; what falls outside is cut off.
+    """
+    kernel = float64(up.conv.kernel)
+    side = len(kernel)
+    batch, height, width, _ = x.shape
+    taps = kernel.reshape(side, side, x.shape[-1], 2, 2, -1)
+    margin = 2 * (side - 1)
+    padded = np.zeros((batch, 2 * height + margin, 2 * width + margin, taps.shape[-1]))
+    for u, v, a, b in np.ndindex(side, side, 2, 2):
+        row, column = margin - 2 * u + a, margin - 2 * v + b
+        padded[:, row : row + 2 * height : 2, column : column + 2 * width : 2] += x @ taps[u, v, :, a, b]
+    bias = float64(up.conv.bias).reshape(2, 2, -1)
+    return padded[:, margin:, margin:] + np.tile(bias, (height, width, 1))
+
+
+def numpy_encode(model: VAE, x: np.ndarray) -> np.ndarray:
+    for conv in model.encoder.convs:
+        x = np.maximum(numpy_conv_stride2(x, conv), 0)
+    head = model.encoder.head
+    return x.reshape(len(x), -1) @ float64(head.kernel) + float64(head.bias)
+
+
+def numpy_decode(model: VAE, z: np.ndarray) -> np.ndarray:
+    """Sizes come from the picture's: each level's is half the one after it, rounded up."""
+    depth = len(model.decoder_features)
+    sizes = [[math.ceil(side / 2**level) for side in model.input_shape[:2]] for level in range(depth, -1, -1)]
+    stem = model.decoder.stem
+    x = (z @ float64(stem.kernel) + float64(stem.bias)).reshape(len(z), *sizes[0], -1)
+    for up, (height, width) in zip(model.decoder.ups, sizes[1:], strict=True):
+        x = numpy_transposed_conv_stride2(np.maximum(x, 0), up)[:, :height, :width]
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4), (5, 4, 2)])
+def test_subpixel_convolution_is_a_transposed_convolution(shape: tuple[int, int, int], side: int) -> None:
+    up = randomised(lambda: SubpixelConv(shape[2], 3, side, rngs=nnx.Rngs(0)))
+    x = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
+    np.testing.assert_allclose(up(jnp.asarray(x)), numpy_transposed_conv_stride2(x, up), **FLOAT32)
+
+
+def test_encode(model: VAE) -> None:
+    x = np.random.default_rng(1).uniform(size=(3, *model.input_shape)).astype(np.float32)
+    posterior = model.encode(x)
+    wanted = numpy_encode(model, x)
+    found = np.concatenate([posterior["mean"], posterior["log_var"]], axis=-1)
+    np.testing.assert_allclose(found, wanted, **FLOAT32)
+
+
+def test_decode(model: VAE) -> None:
+    z = np.random.default_rng(1).normal(size=(3, model.latent_dim)).astype(np.float32)
+    np.testing.assert_allclose(model.decode(z), numpy_decode(model, z), **FLOAT32)
+
+
+def test_trained_weights_on_real_digits(mnist_vae: VAE, pictures: np.ndarray) -> None:
+    x = pictures[:2]
+    wanted = numpy_encode(mnist_vae, x)[:, : mnist_vae.latent_dim]
+    mean = mnist_vae.encode(x)["mean"]
+    np.testing.assert_allclose(mean, wanted, **FLOAT32)
+    np.testing.assert_allclose(mnist_vae.decode(mean), numpy_decode(mnist_vae, float64(mean)), **FLOAT32)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(1, 5)),
+    st.integers(1, 5),
+    st.integers(1, 5),
+)
+def test_pictures_of_any_size_come_back_in_that_size(
+    shape: tuple[int, int, int], encoder_depth: int, decoder_depth: int
+) -> None:
+    def reconstruct(x: jax.Array) -> jax.Array:
+        model = VAE(shape, 3, [2] * encoder_depth, [2] * decoder_depth, rngs=nnx.Rngs(0))
+        return model.decode(model.encode(x)["mean"])
+
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    assert nnx.eval_shape(reconstruct, x) == x
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_decoded_pictures_stay_in_the_unit_interval(tiny_vae: VAE, scale: float) -> None:
+    z = scale * np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    pictures = np.asarray(tiny_vae.decode(z))
+    assert ((pictures >= 0) & (pictures <= 1)).all()
+    assert np.ptp(pictures) > 0
+
+
+def test_the_model_stores_weights_alone(tiny_vae: VAE) -> None:
+    assert {type(leaf) for _, leaf in nnx.to_flat_state(nnx.state(tiny_vae))} == {nnx.Param}
+
+
+def test_config_rebuilds_the_model(model: VAE) -> None:
+    config = json.loads(json.dumps(model.config))
+    rebuilt = nnx.eval_shape(lambda: VAE(**config, rngs=nnx.Rngs(1)))
+    assert rebuilt.config == model.config
+    assert nnx.graphdef(rebuilt) == nnx.graphdef(model)
+    assert config["input_shape"] == list(model.input_shape)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_shape": (28, 28)}, "input_shape: expected 3 integers, got 2"),
+        ({"input_shape": 28}, "input_shape: expected a list of positive integers, got 28"),
+        ({"input_shape": (28, 0, 1)}, "input_shape: expected integers from 1 to 16384, got 0"),
+        ({"input_shape": (28, 28, 2**14 + 1)}, "input_shape: expected integers .*, got 16385"),
+        ({"latent_dim": 0}, "latent_dim: expected integers from 1 to 65536, got 0"),
+        ({"latent_dim": 2.0}, r"latent_dim: expected integers from 1 to 65536, got 2\.0"),
+        ({"latent_dim": True}, "latent_dim: expected integers from 1 to 65536, got True"),
+        ({"encoder_features": []}, "encoder_features: expected 1 to 14 integers, got 0"),
+        ({"encoder_features": [2] * 15}, "encoder_features: expected 1 to 14 integers, got 15"),
+        ({"encoder_features": "32"}, "encoder_features: expected a list .*, got '32'"),
+        ({"decoder_features": [8, -1]}, "decoder_features: expected integers from 1 to 65536, got -1"),
+        ({"decoder_features": [8, None]}, "decoder_features: expected integers .*, got None"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{message}$"):
+        VAE(**{"input_shape": (8, 8, 1), "latent_dim": 2} | changes, rngs=nnx.Rngs(0))
+
+
+def test_endpoints_compute_what_they_say(tiny_vae: VAE, pictures: np.ndarray) -> None:
+    endpoints = tiny_vae.endpoints()
+    x = pictures[:3, 10:18, 10:18]
+    keys = jax.random.split(jax.random.key(0), 3)
+    posterior = tiny_vae.encode(x)
+    temperatures = np.array([0, 0.5, 2], np.float32)
+    z = np.stack(
+        [t * np.asarray(jax.random.normal(key, (4,))) for t, key in zip(temperatures, keys, strict=True)]
+    )
+    for name, inputs, wanted in (
+        ("encode", {"x": x}, posterior),
+        ("decode", {"z": z}, {"x": tiny_vae.decode(z)}),
+        ("reconstruct", {"x": x}, {"x": tiny_vae.decode(posterior["mean"])}),
+        ("generate", {"temperature": temperatures}, {"x": tiny_vae.decode(z)}),
+    ):
+        assert inputs.keys() == endpoints[name].inputs.keys()
+        found = endpoints[name].fn(tiny_vae, keys, jax.tree.map(jnp.asarray, inputs))
+        # The same operations, so only the last bit may differ: of sums that XLA orders by batch.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, dict(wanted))
+
+
+def bound(x: float, logits: float, mean: float = 0, log_var: float = 0) -> float:
+    """ELBO of one picture of one pixel with one latent."""
+    pixel, logit = np.full((1, 1, 1, 1), x, np.float32), np.full((1, 1, 1, 1), logits, np.float32)
+    latent = np.full((2, 1, 1), [[[mean]], [[log_var]]], np.float32)
+    return float(elbo(pixel, logit, *latent)[0])
+
+
+@pytest.mark.parametrize("x", [0, 0.2, 0.5, 1])
+@pytest.mark.parametrize("logit", [-8, -1.5, 0, 0.3, 6])
+def test_likelihood_is_bernoulli(x: float, logit: float) -> None:
+    p = 1 / (1 + math.exp(-logit))
+    wanted = x * math.log(p) + (1 - x) * math.log(1 - p)
+    assert bound(x, logit) == pytest.approx(wanted, rel=1e-6, abs=1e-6)  # float32
+
+
+@pytest.mark.parametrize(
+    ("x", "logit", "wanted"), [(1, 1e4, 0), (0, 1e4, -1e4), (1, -1e4, -1e4), (0, -1e4, 0)]
+)
+def test_likelihood_of_extreme_logits(x: float, logit: float, wanted: float) -> None:
+    assert bound(x, logit) == wanted
+
+
+GRID = np.linspace(-15, 15, 6001)
+STEP = GRID[1] - GRID[0]
+
+
+def log_normal(z: np.ndarray, mean: float, log_var: float) -> np.ndarray:
+    return -0.5 * ((z - mean) ** 2 / math.exp(log_var) + log_var + math.log(2 * math.pi))
+
+
+POSTERIORS = [(0.0, 0.0), (1.5, -2.0), (-2.0, 0.7), (0.3, -4.0)]
+
+
+@pytest.mark.parametrize(("mean", "log_var"), POSTERIORS)
+def test_kl_is_the_integral(mean: float, log_var: float) -> None:
+    log_q = log_normal(GRID, mean, log_var)
+    kl = np.sum(np.exp(log_q) * (log_q - log_normal(GRID, 0, 0))) * STEP
+    # A pixel of logit 0 has log-likelihood -log 2. The sum converges exponentially: float32 is what differs.
+    assert -math.log(2) - bound(1, 0, mean, log_var) == pytest.approx(kl, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(("mean", "log_var"), POSTERIORS)
+@pytest.mark.parametrize("slope", [0.0, 0.5, 3.0])
+def test_the_bound_falls_short_by_the_divergence_from_the_true_posterior(
+    mean: float, log_var: float, slope: float
+) -> None:
+    """log p(x) - E_q[ELBO] = KL(q(z) || p(z|x)), which is zero where q is the true posterior."""
+    x = np.array([1.0, 0.0, 1.0])
+    logits = slope * GRID[:, None] * np.array([1.0, -0.5, 2.0]) + np.array([0.2, 0.0, -1.0])
+    log_joint = log_normal(GRID, 0, 0) + np.sum(x * logits - np.logaddexp(0, logits), axis=1)
+    log_evidence = np.log(np.sum(np.exp(log_joint)) * STEP)
+    log_q = log_normal(GRID, mean, log_var)
+    q = np.exp(log_q)
+    divergence = np.sum(q * (log_q - log_joint + log_evidence)) * STEP
+
+    count = len(GRID)
+    draws = elbo(
+        np.broadcast_to(x, (count, 3)).reshape(count, 1, 3, 1).astype(np.float32),
+        logits.reshape(count, 1, 3, 1).astype(np.float32),
+        np.full((count, 1), mean, np.float32),
+        np.full((count, 1), log_var, np.float32),
+    )
+    expected_bound = np.sum(q * float64(draws)) * STEP
+    # float32 draws, averaged.
+    assert log_evidence - expected_bound == pytest.approx(divergence, rel=1e-5, abs=1e-5)
+    assert expected_bound <= log_evidence + 1e-5
+    if slope == mean == log_var == 0:
+        assert divergence == pytest.approx(0, abs=1e-12)
+
+
+def test_pictures_do_not_see_each_other(mnist_vae: VAE, pictures: np.ndarray) -> None:
+    x = pictures[:5]
+    posterior = mnist_vae.encode(x)
+    rows = x, mnist_vae.decoder(posterior["mean"]), posterior["mean"], posterior["log_var"]
+    together = elbo(*rows)
+    alone = [elbo(*(value[i : i + 1] for value in rows))[0] for i in range(5)]
+    np.testing.assert_allclose(together, alone, rtol=1e-6)  # a sum of 784, in an order of XLA's choice
+    order = np.array([3, 0, 4, 1, 2])
+    np.testing.assert_array_equal(elbo(*(value[order] for value in rows)), together[order])
+
+
+def test_the_bundled_model_is_as_good_as_it_says(pictures: np.ndarray) -> None:
+    model, _, metadata = load_exported_model("mnist-vae")
+    posterior = model.encode(pictures)
+    noise = jax.random.normal(jax.random.key(0), posterior["mean"].shape)
+    z = posterior["mean"] + jnp.exp(0.5 * posterior["log_var"]) * noise
+    bounds = float64(elbo(pictures, model.decoder(z), posterior["mean"], posterior["log_var"]))
+    error = bounds.std() / math.sqrt(len(bounds))
+    assert abs(bounds.mean() - metadata["test_elbo"]) < 4 * error  # four standard errors: 1 in 16,000
