@@ -1,0 +1,35 @@
+"""Running trained models."""
+
+from artifex.generative_models.inference.batch import (
+    batch_encode_images,
+    batch_generate_samples,
+    memory_efficient_inference,
+    parallel_batch_inference,
+)
+from artifex.generative_models.inference.compiled import (
+    encode_images_jit,
+    generate_samples_jit,
+    inference_with_jit,
+)
+from artifex.generative_models.inference.executor import Executor
+from artifex.generative_models.inference.exporting import export_model
+from artifex.generative_models.inference.images import denormalize_images, normalize_images
+from artifex.generative_models.inference.loading import load_exported_model, load_model_for_inference
+from artifex.generative_models.inference.pipeline import InferencePipeline
+
+__all__ = [
+    "Executor",
+    "InferencePipeline",
+    "batch_encode_images",
+    "batch_generate_samples",
+    "denormalize_images",
+    "encode_images_jit",
+    "export_model",
+    "generate_samples_jit",
+    "inference_with_jit",
+    "load_exported_model",
+    "load_model_for_inference",
+    "memory_efficient_inference",
+    "normalize_images",
+    "parallel_batch_inference",
+]

@@ -1,0 +1,836 @@
+"""The executor: runs a model's endpoints compiled, on batches of any size, on any number of devices.
+
+Nothing else in Artifex compiles, pads, shards, places or transfers.
+
+A job is cut into *pieces* of at most the largest batch size; each is padded up to the smallest batch
+size that holds it and runs as one call of an executable compiled ahead of time. Weights are arguments
+of the executable, in the order of the flattened model, and live on the device already. Row *i* of a
+job carries its key and its row number into the executable, which derives the row's own key from them;
+so what a row gives does not depend on its neighbours, the padding, the piece or the device.
+
+Pieces overlap. XLA's CPU backend leaves cores idle, so there several executions are in flight, each
+from a thread of one pool shared by all executors of the process; elsewhere dispatch is asynchronous
+and the next piece is dispatched while results of the last are copied back.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend.core import ClosedJaxpr
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from artifex.generative_models.core.devices import DeviceManager
+from artifex.generative_models.core.endpoint import Endpoint, Model, TensorSpec, row_keys
+from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike, DTypeLike
+    from jaxtyping import Array, Key
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+MAX_ROWS = 2**32 - 1  # row numbers are uint32; the last one marks a row that brings its own key
+_OWN_KEY = np.uint32(MAX_ROWS)
+
+Inputs = Mapping[str, Any]
+Specs = Mapping[str, TensorSpec]
+_Identity = tuple[str, tuple[tuple[str, Hashable], ...]]  # endpoint, and the options that were changed
+
+
+class Executor:
+    """Runs the endpoints of one model.
+
+    Calls may come from any number of threads.
+
+    Args:
+        model: An NNX module, any pytree of arrays, or None for endpoints that are plain functions.
+            Weights that are replaced in place are seen by the next call.
+        endpoints: The endpoints by name; None asks the model.
+        mesh: Devices with a `data` axis over which rows are laid; None is the default device. Batch
+            sizes round up to a multiple of the axis; no row is dropped.
+        batch_sizes: The row counts to compile for. Larger jobs are cut, smaller ones padded.
+        dtype: Casts floating-point weights and inputs for the computation; outputs come back as float32.
+
+    Raises:
+        InputError: No batch size, one below 1, or a mesh without a `data` axis.
+    """
+
+    def __init__(
+        self,
+        model: Model | Any,
+        endpoints: Mapping[str, Endpoint] | None = None,
+        *,
+        mesh: Mesh | None = None,
+        batch_sizes: Sequence[int] = BATCH_SIZES,
+        dtype: DTypeLike | None = None,
+    ):
+        if endpoints is None:
+            if not isinstance(model, Model):
+                raise InputTypeError(f"{type(model).__name__} has no endpoints(); pass endpoints=")
+            endpoints = model.endpoints()
+        if not batch_sizes or min(batch_sizes) < 1:
+            raise InputError(f"batch_sizes: expected positive row counts, got {tuple(batch_sizes)}")
+        if mesh is not None and "data" not in mesh.axis_names:
+            raise InputError(f"mesh: expected an axis named 'data', got {mesh.axis_names}")
+        self.endpoints: Mapping[str, Endpoint] = dict(endpoints)
+        self.mesh = mesh
+        self._weight_sharding, self._row_sharding = _shardings(mesh)
+        devices: Any = self._row_sharding.device_set
+        platforms = [device.platform for device in devices]
+        self._on_cpu = "cpu" in platforms
+        self._threaded = platforms == ["cpu"]
+        self._one_place = jax.default_backend() == "cpu" and len(jax.devices()) == 1
+        num_shards = 1 if mesh is None else mesh.shape["data"]
+        self.batch_sizes = tuple(sorted({-(-size // num_shards) * num_shards for size in batch_sizes}))
+        self._weights = _Weights(model, self._weight_sharding, dtype)
+        self._dtype = dtype
+        self._programs: dict[_Identity, _Program] = {}
+        self._lock = threading.Lock()
+        self._compile_count = 0
+
+    def __call__(
+        self,
+        endpoint: str,
+        inputs: Inputs | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+        keys: Key[Array, " rows"] | None = None,
+        num_rows: int | None = None,
+        **options: Hashable,
+    ) -> dict[str, Array]:
+        """Runs an endpoint on any number of rows.
+
+        When the rows are exactly one batch size the outputs are returned before they are computed, as
+        JAX does; otherwise they are put together on the host, since slicing on a device would compile
+        anew for each length.
+
+        Args:
+            endpoint: Name of the endpoint.
+            inputs: Arrays [rows, ...] by name. Per-row scalars may be one number for all rows, and may
+                be left out where they have a default.
+            key: The job's key: row i uses `fold_in(key, i)`.
+            keys: One key a row instead.
+            num_rows: Number of rows, where no input tells it.
+            **options: Static options of the endpoint.
+
+        Returns:
+            Arrays [rows, ...] by name.
+
+        Raises:
+            InputError: An unknown endpoint, input or option; a wrong shape or a value that is not
+                finite; no rows; no key for an endpoint that draws random numbers.
+            InputTypeError: A wrong dtype.
+            OutOfDeviceMemoryError: Not even the smallest batch size fits the device.
+        """
+        program = self._program(endpoint, options)
+        rows = self._rows(program, inputs, num_rows, key=key, keys=keys)
+        weights = self._weights.placed(program.weights)
+        if rows.num_rows in self.batch_sizes and rows.num_rows <= program.max_batch_size:
+            try:
+                return self._dispatch(program, weights, rows, 0, rows.num_rows, rows.num_rows)
+            except jax.errors.JaxRuntimeError as error:
+                self._halve(program, rows.num_rows, error)
+        outputs = program.allocate(rows.num_rows)
+        for _ in self._flow(program, weights, self._pieces(program, rows, outputs)):
+            pass
+        return {name: self.place(value) for name, value in outputs.items()}
+
+    def map(
+        self,
+        endpoint: str,
+        chunks: Iterable[Inputs | int],
+        *,
+        key: Key[Array, ""] | None = None,
+        first_row: int = 0,
+        **options: Hashable,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Runs an endpoint over a stream of chunks in constant memory.
+
+        A few chunks are read ahead, so that copies and executions overlap; results come in order.
+
+        Args:
+            endpoint: Name of the endpoint.
+            chunks: Inputs as for a call, of any number of rows each, or just a number of rows.
+            key: The job's key. Rows are numbered through all chunks.
+            first_row: Number of the first row: where a job that was stopped goes on.
+            **options: Static options of the endpoint.
+
+        Yields:
+            One dict of NumPy arrays for each chunk.
+
+        Raises:
+            InputError, InputTypeError, OutOfDeviceMemoryError: As for a call.
+        """
+        program = self._program(endpoint, options)
+
+        def pieces() -> Iterator[_Piece]:
+            row = first_row
+            for chunk in chunks:
+                inputs, num_rows = (None, chunk) if isinstance(chunk, int) else (chunk, None)
+                rows = self._rows(program, inputs, num_rows, key=key, first_row=row)
+                row += rows.num_rows
+                yield from self._pieces(program, rows, program.allocate(rows.num_rows))
+
+        for piece in self._flow(program, self._weights.placed(program.weights), pieces()):
+            if piece.stop == piece.rows.num_rows:
+                yield piece.outputs
+
+    def warmup(
+        self, endpoints: Iterable[str] | None = None, batch_sizes: Iterable[int] | None = None
+    ) -> dict[str, dict[int, float]]:
+        """Compiles ahead of the first call; after it, no number of rows compiles anything.
+
+        Args:
+            endpoints: Names of the endpoints, with their default options; None is all.
+            batch_sizes: Which of the executor's batch sizes; None is all.
+
+        Returns:
+            Seconds that each batch size of each endpoint took to compile; 0 where it was there.
+        """
+        names = list(self.endpoints if endpoints is None else endpoints)
+        sizes = list(self.batch_sizes if batch_sizes is None else batch_sizes)
+        unknown = set(sizes) - set(self.batch_sizes)
+        if unknown:
+            raise InputError(f"batch_sizes: {sorted(unknown)} are not among {self.batch_sizes}")
+        seconds: dict[str, dict[int, float]] = {name: {} for name in names}
+        for name in names:
+            program = self._program(name, {})
+            for size in sizes:
+                start = time.perf_counter()
+                ready = size in program.executables
+                self._executable(program, size)
+                seconds[name][size] = 0.0 if ready else time.perf_counter() - start
+        return seconds
+
+    def spec(self, endpoint: str, **options: Hashable) -> tuple[Specs, Specs]:
+        """The inputs and outputs of an endpoint, one row each."""
+        program = self._program(endpoint, options)
+        return program.endpoint.inputs, program.outputs
+
+    def place(self, rows: np.ndarray) -> Array:
+        """Hands host rows [rows, ...] to the device; over a mesh where they divide, else to each device."""
+        divides = self.mesh is None or len(rows) % self.mesh.shape["data"] == 0
+        return jax.device_put(rows, self._row_sharding if divides else self._weight_sharding)
+
+    @property
+    def compile_count(self) -> int:
+        """How many executables were compiled so far."""
+        return self._compile_count
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        return sum(math.prod(leaf.shape) for leaf in self._weights.placed(self._weights.all))
+
+    def swap(self, model: Any) -> None:
+        """Puts new weights under the same executables; calls under way finish with the old ones.
+
+        Args:
+            model: A model of the same structure, shapes and dtypes.
+
+        Raises:
+            InputError: It differs.
+        """
+        weights = _Weights(model, self._weight_sharding, self._dtype)
+        if weights.signature() != self._weights.signature():
+            raise InputError(
+                "swap: the new model differs in structure, shapes or dtypes; make a new Executor"
+            )
+        self._weights = weights
+
+    def _program(self, endpoint: str, options: Mapping[str, Hashable]) -> _Program:
+        identity: _Identity = (endpoint, self._changed(endpoint, options) if options else ())
+        return self._programs.get(identity) or self._new_program(identity)
+
+    def _changed(self, endpoint: str, options: Mapping[str, Hashable]) -> tuple[tuple[str, Hashable], ...]:
+        """The options that differ from their defaults, so that equal choices share executables."""
+        defaults = self.endpoints[endpoint].options if endpoint in self.endpoints else {}
+        for name, value in options.items():
+            if name not in defaults:
+                raise InputError(
+                    f"{endpoint}: unknown option {name!r}; it takes {', '.join(defaults) or 'none'}"
+                )
+            if not isinstance(value, Hashable):
+                raise InputTypeError(f"{endpoint}: option {name}: expected something hashable, got {value!r}")
+        return tuple(sorted((name, value) for name, value in options.items() if value != defaults[name]))
+
+    def _new_program(self, identity: _Identity) -> _Program:
+        name, options = identity
+        endpoint = self.endpoints.get(name)
+        if endpoint is None:
+            raise InputError(f"no endpoint {name!r}; there are {', '.join(self.endpoints)}")
+        with self._lock:
+            if identity not in self._programs:
+                self._programs[identity] = _Program(
+                    name,
+                    endpoint,
+                    dict(options),
+                    self._weights,
+                    self._dtype,
+                    max_batch_size=self.batch_sizes[-1],
+                    on_cpu=self._on_cpu,
+                )
+            return self._programs[identity]
+
+    def _rows(
+        self,
+        program: _Program,
+        inputs: Inputs | None,
+        num_rows: int | None,
+        *,
+        key: Any = None,
+        keys: Any = None,
+        first_row: int = 0,
+    ) -> _Rows:
+        """Checks what a caller gives and puts it into the form that pieces are cut from."""
+        inputs = inputs or {}
+        specs = program.endpoint.inputs
+        if not inputs.keys() <= specs.keys():
+            unknown = ", ".join(map(repr, inputs.keys() - specs.keys()))
+            raise InputError(f"{program.name}: unknown input {unknown}; it takes {', '.join(specs)}")
+        arrays: dict[str, Any] = {}
+        scalars: dict[str, float] = {}
+        for name, spec in specs.items():
+            value = inputs.get(name, spec.default)
+            if value is None:
+                raise InputError(f"{program.name}: missing input {name!r}, rows of {spec.shape}")
+            if spec.shape == () and np.ndim(value) == 0:
+                scalars[name] = _checked_scalar(program.name, name, spec, value)
+                continue
+            array = _checked_array(program.name, name, spec, value)
+            if num_rows is None:
+                num_rows = len(array)
+            elif num_rows != len(array):
+                raise InputError(
+                    f"{program.name}: {name} has {len(array)} rows where {num_rows} were expected"
+                )
+            arrays[name] = self._as_pieces_need(array, spec) if isinstance(array, jax.Array) else array
+        if keys is not None and num_rows is None:
+            num_rows = len(keys)
+        if num_rows is None:
+            raise InputError(f"{program.name}: pass num_rows=, since no input tells the number of rows")
+        if not 1 <= num_rows <= MAX_ROWS - first_row:
+            raise InputError(
+                f"{program.name}: expected at least one row and at most {MAX_ROWS}, got {num_rows}"
+            )
+        for name, value in scalars.items():
+            arrays[name] = np.full(num_rows, value, specs[name].dtype)
+        if not program.needs_keys:
+            return _Rows(num_rows, arrays, None, first_row)
+        if (key is None) == (keys is None):
+            raise InputError(f"{program.name} draws random numbers: pass either key= or keys=")
+        if keys is not None and len(keys) != num_rows:
+            raise InputError(f"{program.name}: got {len(keys)} keys for {num_rows} rows")
+        data = program.key_data(key if keys is None else keys, ndim=0 if keys is None else 1)
+        return _Rows(num_rows, arrays, data, first_row)
+
+    def _as_pieces_need(self, array: jax.Array, spec: TensorSpec) -> jax.Array | np.ndarray:
+        """Leaves an array on the device if it is a whole batch; others are cut on the host."""
+        if array.shape[0] not in self.batch_sizes or array.dtype != spec.dtype:
+            return np.asarray(array)
+        if self._one_place or array.sharding == self._row_sharding:
+            return array
+        return jax.device_put(array, self._row_sharding)
+
+    def _pieces(
+        self, program: _Program, rows: _Rows, outputs: dict[str, np.ndarray], start: int = 0, stop: int = 0
+    ) -> Iterator[_Piece]:
+        stop = stop or rows.num_rows
+        while start < stop:
+            end = min(start + program.max_batch_size, stop)
+            size = next(size for size in self.batch_sizes if size >= end - start)
+            yield _Piece(rows, start, end, size, outputs)
+            start = end
+
+    def _flow(
+        self, program: _Program, weights: Sequence[Array], pieces: Iterable[_Piece]
+    ) -> Iterator[_Piece]:
+        """Runs pieces, several at once, and yields them in order when their outputs are on the host."""
+        pieces = iter(pieces)
+        head = list(itertools.islice(pieces, 2))
+        if len(head) == 1:  # nothing to overlap with, so no thread is worth waking
+            self._complete(program, weights, head)
+            yield head[0]
+            return
+        pieces = itertools.chain(head, pieces)
+        window: deque[tuple[list[_Piece], Future[None] | _Dispatched]] = deque()
+        depth = 2 * _executions_in_flight() if self._threaded else 1
+        try:
+            for group in _groups(pieces) if self._threaded else ([piece] for piece in pieces):
+                if self._threaded:
+                    window.append((group, _pool().submit(self._complete, program, weights, group)))
+                else:
+                    window.append((group, _Dispatched(self, program, weights, group[0])))
+                if len(window) > depth:
+                    yield from _finished(window)
+            while window:
+                yield from _finished(window)
+        finally:
+            for _, waiting in window:
+                waiting.cancel()
+
+    def _complete(self, program: _Program, weights: Sequence[Array], pieces: Iterable[_Piece]) -> None:
+        """Runs pieces to the end, one after another, in smaller ones where they no longer fit the device."""
+        for piece in pieces:
+            if piece.size <= program.max_batch_size:
+                try:
+                    results = self._dispatch(
+                        program, weights, piece.rows, piece.start, piece.stop, piece.size
+                    )
+                    piece.write(results)
+                    continue
+                except jax.errors.JaxRuntimeError as error:
+                    self._halve(program, piece.size, error)
+            smaller = self._pieces(program, piece.rows, piece.outputs, piece.start, piece.stop)
+            self._complete(program, weights, smaller)
+
+    def _dispatch(
+        self, program: _Program, weights: Sequence[Array], rows: _Rows, start: int, stop: int, size: int
+    ) -> dict[str, Array]:
+        executable = program.executables.get(size) or self._executable(program, size)
+        results = executable(*weights, *rows.arguments(program, start, stop, size))
+        rows.check_finite(program, start, stop)  # while the device computes; a bad row spoils no other
+        return results
+
+    def _halve(self, program: _Program, size: int, error: jax.errors.JaxRuntimeError) -> None:
+        """Remembers that a batch size does not fit the device; raises any other failure as it is."""
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise error
+        smaller = [s for s in self.batch_sizes if s < size]
+        if not smaller:
+            raise OutOfDeviceMemoryError(
+                f"{program.name}: out of device memory at {size} rows, the smallest batch size"
+            ) from error
+        half = max((s for s in smaller if s <= size // 2), default=smaller[0])
+        program.max_batch_size = min(program.max_batch_size, half)
+
+    def _executable(self, program: _Program, size: int) -> Callable[..., dict[str, Array]]:
+        """Compiles a batch size, once however many threads ask for it."""
+        with self._lock:
+            pending = program.pending.get(size)
+            mine = pending is None
+            if pending is None:
+                pending = program.pending[size] = Future()
+        if not mine:
+            return pending.result()
+        try:
+            executable = program.compile(size, self._weights, self._weight_sharding, self._row_sharding)
+        except BaseException as error:
+            with self._lock:
+                del program.pending[size]
+            pending.set_exception(error)
+            raise
+        with self._lock:
+            self._compile_count += 1
+            program.executables[size] = executable
+        pending.set_result(executable)
+        return executable
+
+
+class _Weights:
+    """A model's weights on the device, in flattened order, and how to put the model together again."""
+
+    def __init__(self, model: Any, sharding: jax.sharding.Sharding, dtype: DTypeLike | None):
+        self._sharding = sharding
+        self._dtype = dtype
+        if isinstance(model, nnx.Module):
+            graphdef, state = nnx.split(model)
+            leaves, treedef = jax.tree.flatten(state)
+            readers = [variable.get_raw_value for _, variable in nnx.to_flat_state(state)]
+            self._structure: Hashable = graphdef
+            self._read = lambda which: [readers[i]() for i in which]
+            self.rebuild = lambda leaves: nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
+        else:
+            leaves, treedef = jax.tree.flatten(model)
+            self._structure = treedef
+            self._read = lambda which: list(map(jax.tree.leaves(model).__getitem__, which))
+            self.rebuild = lambda leaves: jax.tree.unflatten(treedef, leaves)
+        self.all = range(len(leaves))
+        self._cells: list[tuple[Any, Any]] = [(None, None)] * len(leaves)  # (the user's array, ours)
+
+    def placed(self, which: Sequence[int]) -> list[Array]:
+        """The weights as they are now; only those that were replaced since are placed again."""
+        cells = self._cells
+        current = self._read(which)
+        for i, leaf in zip(which, current, strict=True):
+            if cells[i][0] is not leaf:
+                cells[i] = leaf, self._place(leaf)
+        return [cells[i][1] for i in which]
+
+    def signature(self) -> Hashable:
+        return self._structure, tuple((leaf.shape, leaf.dtype) for leaf in self.placed(self.all))
+
+    def _place(self, leaf: Any) -> Array:
+        if self._dtype is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            leaf = jnp.asarray(leaf, self._dtype)
+        return jax.device_put(leaf, self._sharding)
+
+
+class _Program:
+    """One endpoint with one choice of options, and its executables by batch size."""
+
+    def __init__(
+        self,
+        name: str,
+        endpoint: Endpoint,
+        options: Mapping[str, Hashable],
+        weights: _Weights,
+        dtype: DTypeLike | None,
+        *,
+        max_batch_size: int,
+        on_cpu: bool,
+    ):
+        self.name = name
+        self.endpoint = endpoint
+        self.options = {**endpoint.options, **options}
+        self.dtype = dtype
+        self.max_batch_size = max_batch_size  # falls when the device runs out of memory
+        self.on_cpu = on_cpu
+        self.executables: dict[int, Callable[..., dict[str, Array]]] = {}
+        self.pending: dict[int, Future[Callable[..., dict[str, Array]]]] = {}
+        self.key_impl = str(jax.random.key_impl(jax.random.key(0)))
+        self.key_words = jax.random.key_data(jax.random.key(0)).shape[-1]
+        self.weights = tuple(weights.all)  # those that the endpoint reads, once it is traced
+        self.needs_keys = True
+        self._trace(weights)
+
+    def _function(self, weights: _Weights, size: int) -> Callable[..., dict[str, Any]]:
+        """The endpoint as a function of flat arguments: weights, keys where it reads them, inputs."""
+        unread = {i: leaf for i, leaf in enumerate(weights.placed(weights.all)) if i not in self.weights}
+
+        def run(*arguments: Any) -> dict[str, Any]:
+            given = iter(arguments)
+            leaves = unread | dict(zip(self.weights, given, strict=False))
+            if self.needs_keys:
+                keys = self._row_keys(next(given), next(given))
+            else:
+                keys = jax.random.split(jax.random.key(0, impl=self.key_impl), size)
+            inputs = dict(zip(self.endpoint.inputs, given, strict=True))
+            if self.dtype is not None:
+                inputs = {name: _as_floating(value, self.dtype) for name, value in inputs.items()}
+            outputs = self.endpoint.fn(
+                weights.rebuild([leaves[i] for i in weights.all]), keys, inputs, **self.options
+            )
+            if self.dtype is not None:
+                outputs = {name: _as_floating(value, jnp.float32) for name, value in outputs.items()}
+            return outputs
+
+        return run
+
+    def _row_keys(self, key_data: Any, numbers: Any) -> Any:
+        keys = jax.random.wrap_key_data(key_data, impl=self.key_impl)
+        return jnp.where(numbers == _OWN_KEY, keys, row_keys(keys, numbers))
+
+    def _row_avals(self, size: int) -> list[jax.ShapeDtypeStruct]:
+        avals = [jax.ShapeDtypeStruct((size, *s.shape), s.dtype) for s in self.endpoint.inputs.values()]
+        if self.needs_keys:
+            key_data = jax.ShapeDtypeStruct((size, self.key_words), np.uint32)
+            avals = [key_data, jax.ShapeDtypeStruct((size,), np.uint32), *avals]
+        return avals
+
+    def _trace(self, weights: _Weights) -> None:
+        """Finds out which weights the endpoint reads, whether it reads its keys, and what it returns."""
+        size = 2
+        avals = [*map(_aval, weights.placed(weights.all)), *self._row_avals(size)]
+        closed, shapes = jax.make_jaxpr(self._function(weights, size), return_shape=True)(*avals)
+        wrong = [name for name, value in shapes.items() if value.shape[:1] != (size,)]
+        if wrong:
+            raise InputError(f"{self.name}: outputs {wrong} have no leading batch axis")
+        read = {id(var) for var in closed.jaxpr.outvars}
+        for equation in reversed(closed.jaxpr.eqns):
+            if any(id(var) in read for var in equation.outvars):
+                read.update(id(var) for var in equation.invars)
+        is_read = [id(var) in read for var in closed.jaxpr.invars]
+        self.weights = tuple(i for i in weights.all if is_read[i])
+        self.needs_keys = is_read[len(weights.all)]
+        self.outputs = {name: TensorSpec(value.shape[1:], value.dtype) for name, value in shapes.items()}
+        self.strided = _has_strided_convolution(closed.jaxpr)
+
+    def compile(
+        self,
+        size: int,
+        weights: _Weights,
+        weight_sharding: jax.sharding.Sharding,
+        row_sharding: jax.sharding.Sharding,
+    ) -> Callable[..., dict[str, Array]]:
+        placed = weights.placed(self.weights)
+        rows = self._row_avals(size)
+        shardings = (*[weight_sharding] * len(placed), *[row_sharding] * len(rows))
+        jitted = jax.jit(self._function(weights, size), in_shardings=shardings, out_shardings=row_sharding)
+        pays = self.on_cpu and size >= (16 if self.strided else 64)
+        return jitted.lower(*placed, *rows).compile(cpu_options() if pays else None)
+
+    def key_data(self, keys: Any, ndim: int) -> np.ndarray:
+        """The words of one key, or of one key a row."""
+        if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+            raise InputTypeError(f"{self.name}: expected keys of jax.random.key, got {keys.dtype}")
+        if keys.ndim != ndim or str(jax.random.key_impl(keys)) != self.key_impl:
+            raise InputError(
+                f"{self.name}: expected {ndim}-dimensional {self.key_impl} keys, got {keys.dtype}{keys.shape}"
+            )
+        return np.asarray(jax.random.key_data(keys))
+
+    def allocate(self, num_rows: int) -> dict[str, np.ndarray]:
+        return {
+            name: aligned_empty((num_rows, *spec.shape), spec.dtype) for name, spec in self.outputs.items()
+        }
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The checked rows of one call, or of one chunk of a stream."""
+
+    num_rows: int
+    inputs: dict[str, Any]
+    key_data: np.ndarray | None  # [words], or [rows, words] where rows bring their own keys
+    first_row: int
+
+    def arguments(self, program: _Program, start: int, stop: int, size: int) -> list[Any]:
+        """What the executable takes after the weights: a slice, padded to a batch size."""
+        inputs = [self._input(program, name, start, stop, size) for name in program.endpoint.inputs]
+        return [*self._identity(program, start, stop, size), *inputs] if program.needs_keys else inputs
+
+    def _identity(self, program: _Program, start: int, stop: int, size: int) -> tuple[Any, Any]:
+        assert self.key_data is not None
+        if self.key_data.ndim == 2:
+            return _padded(self.key_data[start:stop], size, np.uint32), np.full(size, _OWN_KEY)
+        first = self.first_row + start
+        numbers = np.arange(first, first + size).astype(np.uint32)
+        return np.broadcast_to(self.key_data, (size, program.key_words)), numbers
+
+    def _input(self, program: _Program, name: str, start: int, stop: int, size: int) -> Any:
+        array = self.inputs[name]
+        if isinstance(array, jax.Array):
+            if stop - start == size == self.num_rows:
+                return array
+            array = np.asarray(array)
+        return _padded(array[start:stop], size, program.endpoint.inputs[name].dtype)
+
+    def check_finite(self, program: _Program, start: int, stop: int) -> None:
+        for name, array in self.inputs.items():
+            if isinstance(array, jax.Array) and not program.on_cpu:
+                continue  # looking would wait for it to come back from the accelerator
+            part = array[start:stop] if isinstance(array, np.ndarray) else np.asarray(array)[start:stop]
+            if part.dtype.kind not in "iub" and np.count_nonzero(finite := np.isfinite(part)) < part.size:
+                row = self.first_row + start + int(np.argmin(finite.reshape(len(part), -1).all(axis=1)))
+                raise InputError(f"{program.name}: {name}: row {row} has a NaN or infinite value")
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Rows `start` to `stop`, to run as one batch of `size` rows, and where their outputs go."""
+
+    rows: _Rows
+    start: int
+    stop: int
+    size: int
+    outputs: dict[str, np.ndarray]
+
+    def write(self, results: Mapping[str, Array]) -> None:
+        for name, output in self.outputs.items():
+            output[self.start : self.stop] = np.asarray(results[name])[: self.stop - self.start]
+
+
+class _Dispatched:
+    """A piece under way on a backend that runs asynchronously."""
+
+    def __init__(self, executor: Executor, program: _Program, weights: Sequence[Array], piece: _Piece):
+        self._again = functools.partial(executor._complete, program, weights, [piece])
+        self._halve = functools.partial(executor._halve, program, piece.size)
+        self._piece = piece
+        self._results: dict[str, Array] | None = None
+        if piece.size > program.max_batch_size:
+            return
+        try:
+            self._results = executor._dispatch(
+                program, weights, piece.rows, piece.start, piece.stop, piece.size
+            )
+            for result in self._results.values():
+                result.copy_to_host_async()
+        except jax.errors.JaxRuntimeError as error:
+            self._halve(error)
+            self._results = None
+
+    def result(self) -> None:
+        """Waits, and copies the outputs to the host."""
+        if self._results is None:
+            return self._again()
+        try:
+            self._piece.write(self._results)
+        except jax.errors.JaxRuntimeError as error:
+            self._halve(error)
+            self._again()
+
+    def cancel(self) -> None:
+        """What is dispatched runs to its end; nobody waits for it."""
+
+
+def _finished(window: deque[tuple[list[_Piece], Future[None] | _Dispatched]]) -> list[_Piece]:
+    pieces, task = window.popleft()
+    task.result()
+    return pieces
+
+
+def _groups(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+    """Pieces for one thread to run in a row: few at first, so that all start, then enough to pay a hop."""
+    for size in itertools.chain(*([n] * _executions_in_flight() for n in (1, 2, 4)), itertools.repeat(8)):
+        group = list(itertools.islice(pieces, size))
+        if not group:
+            return
+        yield group
+
+
+def _shardings(mesh: Mesh | None) -> tuple[jax.sharding.Sharding, jax.sharding.Sharding]:
+    """Where weights and rows go."""
+    if mesh is None:
+        device = SingleDeviceSharding(DeviceManager().default_device)
+        return device, device
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+
+
+@functools.cache
+def _executions_in_flight() -> int:
+    """How many executions keep this process's CPU cores busy: one each, and one that is copying."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(cores, 8) + 1
+
+
+@functools.cache
+def cpu_options() -> dict[str, bool | str] | None:
+    """Compiler options for large batches on the CPU, where XLA knows them.
+
+    They run chains of convolutions, matrix products and elementwise work as one library call. That doubles
+    the rate of strided convolutions from 16 rows on and takes a fall in the rate of others away that XLA's
+    own code has at 64; below, it costs latency (`benchmarks/offline.py`, `benchmarks/batch_sizes.py`).
+    """
+    kinds = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_ELTWISE"
+    options: dict[str, bool | str] = {"xla_cpu_experimental_ynn_fusion_type": kinds}
+    try:
+        jax.jit(lambda x: x).lower(jax.ShapeDtypeStruct((), np.float32)).compile(options)
+    except jax.errors.JaxRuntimeError:
+        return None  # an XLA that does not know them
+    return options
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_executions_in_flight(), thread_name_prefix="artifex")
+
+
+def _aval(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _padded(rows: np.ndarray, size: int, dtype: DTypeLike) -> np.ndarray:
+    if len(rows) == size:
+        return np.asarray(rows, dtype)
+    padded = np.zeros((size, *rows.shape[1:]), dtype)
+    padded[: len(rows)] = rows
+    return padded
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """An array that JAX's CPU backend can take over without a copy: aligned to 64 bytes."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def _has_strided_convolution(jaxpr: Any) -> bool:
+    return any(
+        max(equation.params["window_strides"], default=1) > 1
+        if equation.primitive.name == "conv_general_dilated"
+        else any(
+            _has_strided_convolution(p.jaxpr) for p in equation.params.values() if isinstance(p, ClosedJaxpr)
+        )
+        for equation in jaxpr.eqns
+    )
+
+
+def _as_floating(value: Any, dtype: DTypeLike) -> Any:
+    return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+
+def _checked_array(endpoint: str, name: str, spec: TensorSpec, value: ArrayLike) -> Any:
+    array = value if isinstance(value, jax.Array | np.ndarray) else np.asarray(value)
+    shape = array.shape
+    if (
+        shape[1:] == spec.shape
+        and shape
+        and (array.dtype == spec.dtype or _same_kind(array.dtype, spec.dtype))
+    ):
+        return array
+    axes = "".join(f", {size}" for size in spec.shape)
+    wanted = f"{endpoint}: {name}: expected {np.dtype(spec.dtype).name} [rows{axes}]"
+    if not _same_kind(array.dtype, spec.dtype):
+        remedy = "; scale pictures first: an InferencePipeline does" if array.dtype == np.uint8 else ""
+        raise InputTypeError(f"{wanted}, got {array.dtype}{remedy}")
+    remedy = "; add a batch axis: x[None]" if shape == spec.shape else ""
+    raise InputError(f"{wanted}, got shape {shape}{remedy}")
+
+
+def _checked_scalar(endpoint: str, name: str, spec: TensorSpec, value: Any) -> float:
+    number, dtype = np.asarray(value), np.dtype(spec.dtype)
+    if not (_same_kind(number.dtype, dtype) or (number.dtype.kind in "iu" and dtype.kind == "f")):
+        raise InputTypeError(f"{endpoint}: {name}: expected {dtype.name}, got {value!r}")
+    if not np.isfinite(number):
+        raise InputError(f"{endpoint}: {name}: expected a finite number, got {value!r}")
+    return number.item()
+
+
+def _same_kind(given: DTypeLike, wanted: DTypeLike) -> bool:
+    return any(
+        jnp.issubdtype(given, kind) and jnp.issubdtype(wanted, kind)
+        for kind in (jnp.floating, jnp.integer, jnp.bool_, jnp.complexfloating)
+    )
+
+
+_shared: weakref.WeakKeyDictionary[Any, dict[Hashable, Executor]] = weakref.WeakKeyDictionary()
+_shared_lock = threading.Lock()
+
+
+def executor_for(
+    model: Model | Executor,
+    *,
+    batch_size: int = BATCH_SIZES[-1],
+    mesh: Mesh | None = None,
+    dtype: DTypeLike | None = None,
+) -> Executor:
+    """The executor that calls on the same model share, so that none compiles twice.
+
+    It lives as long as the model.
+
+    Args:
+        model: A model with endpoints; an executor is returned as it is.
+        batch_size: The largest batch; smaller ones are powers of two.
+        mesh: As for `Executor`.
+        dtype: As for `Executor`.
+    """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size: expected a positive integer, got {batch_size!r}")
+    if isinstance(model, Executor):
+        return model
+    powers = itertools.takewhile(lambda size: size < batch_size, (2**n for n in itertools.count()))
+    settings = batch_size, mesh, None if dtype is None else jnp.dtype(dtype)
+    with _shared_lock:
+        executors = _shared.setdefault(model, {})
+        if settings not in executors:
+            executors[settings] = Executor(model, mesh=mesh, batch_sizes=(*powers, batch_size), dtype=dtype)
+        return executors[settings]

@@ -1,0 +1,162 @@
+"""Trained models from disk, ready to run."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from artifex.generative_models.core.checkpointing import load_checkpoint, setup_checkpoint_manager
+from artifex.generative_models.core.config import abstract_model, read_json
+from artifex.generative_models.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+
+_log = logging.getLogger("artifex")
+
+_METADATA_TYPES: dict[str, tuple[type, ...]] = {
+    "model_type": (str,),
+    "step": (int,),
+    "training_steps": (int,),
+    "final_loss": (int, float),
+    "image_range": (list,),
+}
+
+
+def load_model_for_inference(
+    checkpoint_dir: str | PathLike[str],
+    config: Mapping[str, Any],
+    *,
+    model_type: str = "vae",
+    step: int | None = None,
+    dtype: DTypeLike | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Any:
+    """Restores a trained model from a checkpoint directory.
+
+    No weights are initialised to be thrown away: the model is built abstractly and restored straight
+    to where its weights will live.
+
+    Args:
+        checkpoint_dir: Directory of an Orbax `CheckpointManager`, or a plain `StandardCheckpointer` one.
+        config: Arguments of the model's constructor, `rngs` left out.
+        model_type: Name of an installed family.
+        step: Training step; `None` takes the latest.
+        dtype: Casts floating-point weights.
+        sharding: Where the weights go; `None` is the default device.
+
+    Returns:
+        A model of the family, for `"vae"` a `VAE`.
+
+    Raises:
+        UnknownModelTypeError: No such family is installed.
+        ConfigError: The config does not fit the family.
+        CheckpointError: The checkpoint is missing, damaged, or does not fit the config.
+    """
+    template = abstract_model(model_type, config)
+    manager, path = setup_checkpoint_manager(checkpoint_dir, create=False)
+    with manager:
+        model, restored_step = load_checkpoint(manager, template, step, dtype=dtype, sharding=sharding)
+    _log.info("loaded %s from %s, step %s", model_type, path, restored_step)
+    return model
+
+
+def load_exported_model(
+    export_dir: str | PathLike[str],
+    *,
+    step: int | None = None,
+    dtype: DTypeLike | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Restores a model from an export directory.
+
+    Args:
+        export_dir: What `export_model` wrote, or the name of a bundled model.
+        step: Training step; `None` takes the one the export names.
+        dtype: Casts floating-point weights.
+        sharding: Where the weights go; `None` is the default device.
+
+    Returns:
+        The model, its config and its metadata.
+
+    Raises:
+        ConfigError: `config.json` or `metadata.json` is missing or unusable.
+        CheckpointError: The checkpoint is missing, damaged, or does not fit the config.
+    """
+    path = find_model(export_dir)
+    metadata = read_metadata(path)
+    config = read_json(path / "config.json")
+    model = load_model_for_inference(
+        path / "checkpoints",
+        config,
+        model_type=metadata["model_type"],
+        step=metadata["step"] if step is None else step,
+        dtype=dtype,
+        sharding=sharding,
+    )
+    return model, config, metadata
+
+
+def read_metadata(export_dir: Path) -> dict[str, Any]:
+    """Reads and checks an export's `metadata.json`.
+
+    Raises:
+        ConfigError: It is missing, or a fact is missing or of the wrong type.
+    """
+    path = export_dir / "metadata.json"
+    metadata = read_json(path)
+    for name, types in _METADATA_TYPES.items():
+        value = metadata.get(name)
+        if not isinstance(value, types) or isinstance(value, bool):
+            wanted = " or ".join(t.__name__ for t in types)
+            raise ConfigError(f"{path}: {name}: expected {wanted}, got {value!r}")
+    check_image_range(metadata["image_range"])
+    return metadata
+
+
+def check_image_range(image_range: Any) -> tuple[float, float]:
+    """Checks a model's range of pixel values.
+
+    Raises:
+        ConfigError: It is not two finite numbers, the smaller first.
+    """
+    numbers = isinstance(image_range, list | tuple) and len(image_range) == 2
+    if not numbers or not all(type(value) in (int, float) for value in image_range):
+        raise ConfigError(f"image_range: expected [low, high], got {image_range!r}")
+    low, high = image_range
+    if not -1e6 < low < high < 1e6:
+        raise ConfigError(f"image_range: expected low < high, got {image_range!r}")
+    return float(low), float(high)
+
+
+def bundled_models() -> list[str]:
+    """Names of the trained models that ship with Artifex."""
+    return sorted(path.name for path in _zoo().iterdir() if (path / "metadata.json").is_file())
+
+
+def find_model(name_or_dir: str | PathLike[str]) -> Path:
+    """Directory of a bundled model or of an export.
+
+    Raises:
+        ConfigError: There is neither; lists the bundled models.
+    """
+    name = str(name_or_dir)
+    if re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) and name in bundled_models():
+        return _zoo() / name
+    path = Path(name_or_dir).expanduser()
+    if not path.is_dir():
+        raise ConfigError(
+            f"no model {name!r}: neither a directory nor a bundled model ({', '.join(bundled_models())})"
+        )
+    return path
+
+
+def _zoo() -> Path:
+    return Path(str(resources.files("artifex"))) / "zoo"

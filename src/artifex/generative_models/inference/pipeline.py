@@ -1,0 +1,226 @@
+"""A model with what comes before and after it: pictures in, pictures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from artifex.generative_models.core.endpoint import Model, sample_key
+from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.inference.batch import encode_chunks, generate_chunks
+from artifex.generative_models.inference.chunks import Rows, collect, num_rows, row_chunks
+from artifex.generative_models.inference.executor import Executor, aligned_empty, executor_for
+from artifex.generative_models.inference.images import denormalize_images, normalize_images
+from artifex.generative_models.inference.loading import load_exported_model
+from artifex.generative_models.inference.progress import track_rows
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+    from jaxtyping import Array
+    from numpy.typing import NDArray
+
+ArrayFn = Callable[[Any], Any]
+
+
+class InferencePipeline:
+    """Pre-processing, a model and post-processing.
+
+    Both functions see a batch at a time, so jobs of any length run in constant memory.
+
+    Args:
+        model: A model with endpoints, or an executor of one.
+        preprocess_fn: Applied to pictures [batch, H, W, C] before the model; None passes them through.
+        postprocess_fn: Applied to the model's pictures [batch, H, W, C]; None passes them through.
+        batch_size: Rows a batch.
+        mesh: Devices to lay rows over, as for `Executor`.
+        dtype: Dtype of the computation, as for `Executor`.
+        config: The model's config, for reference.
+        metadata: The model's metadata, for reference.
+    """
+
+    def __init__(
+        self,
+        model: Model | Executor,
+        preprocess_fn: ArrayFn | None = None,
+        postprocess_fn: ArrayFn | None = None,
+        *,
+        batch_size: int = 32,
+        mesh: jax.sharding.Mesh | None = None,
+        dtype: DTypeLike | None = None,
+        config: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ):
+        self.model = model
+        self.executor = executor_for(model, batch_size=batch_size, mesh=mesh, dtype=dtype)
+        self.preprocess_fn = preprocess_fn or _identity
+        self.postprocess_fn = postprocess_fn or _identity
+        self.batch_size = batch_size
+        self.config = dict(config or {})
+        self.metadata = dict(metadata or {})
+
+    def encode(
+        self, images: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
+    ) -> Array | NDArray[Any]:
+        """Pre-processes pictures and encodes them to the means of their posteriors.
+
+        Args:
+            images: Pictures [rows, H, W, C]: an array, memory-mapped or not, or an iterable of arrays.
+            out: Array [rows, latent] to write into; it is returned.
+            progress: Shows a bar on stderr.
+
+        Returns:
+            Latents [rows, latent].
+
+        Raises:
+            InputError: No rows, a wrong shape, values that are not finite, or an `out` that does not fit.
+            InputTypeError: A wrong dtype.
+        """
+        return self._collect(self.encode_chunks(images), num_rows(images), "encode", out, progress)
+
+    def decode(
+        self, latents: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
+    ) -> Array | NDArray[Any]:
+        """Decodes latents [rows, latent] and post-processes the pictures [rows, H, W, C].
+
+        Arguments and errors are those of `encode`.
+        """
+        return self._collect(self.decode_chunks(latents), num_rows(latents), "decode", out, progress)
+
+    def reconstruct(
+        self, images: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
+    ) -> Array | NDArray[Any]:
+        """Encodes pictures [rows, H, W, C] and decodes the means again.
+
+        Arguments and errors are those of `encode`.
+        """
+        chunks = self.reconstruct_chunks(images)
+        return self._collect(chunks, num_rows(images), "reconstruct", out, progress)
+
+    def generate(
+        self,
+        num_samples: int,
+        *,
+        rngs: nnx.Rngs,
+        temperature: float = 1.0,
+        out: NDArray[Any] | None = None,
+        progress: bool = False,
+    ) -> Array | NDArray[Any]:
+        """Draws samples and post-processes them.
+
+        Args:
+            num_samples: How many, from 1.
+            rngs: Random number generators; one `sample` key is drawn.
+            temperature: Standard deviation of the prior's noise, from 0.
+            out: Array [num_samples, H, W, C] to write into; it is returned.
+            progress: Shows a bar on stderr.
+
+        Returns:
+            Pictures [num_samples, H, W, C].
+
+        Raises:
+            InputError: No samples, a negative temperature, or an `out` that does not fit.
+        """
+        chunks = self.generate_chunks(num_samples, key=sample_key(rngs), temperature=temperature)
+        return self._collect(chunks, num_samples, "generate", out, progress)
+
+    def interpolate(self, start: Any, end: Any, num_steps: int) -> Array | NDArray[Any]:
+        """Pictures on the straight line between two pictures' latents, both ends included.
+
+        Args:
+            start: Picture [H, W, C].
+            end: Picture [H, W, C].
+            num_steps: Pictures in all, from 2.
+
+        Returns:
+            Pictures [num_steps, H, W, C].
+
+        Raises:
+            InputError: Fewer than 2 steps, or as for `encode`.
+        """
+        if num_steps < 2:
+            raise InputError(f"num_steps: expected at least 2, got {num_steps}")
+        first, last = np.asarray(self.encode(np.stack([start, end])))
+        weights = np.linspace(0, 1, num_steps, dtype=np.float32)[:, None]
+        return self.decode((1 - weights) * first + weights * last)
+
+    def encode_chunks(self, images: Rows) -> Iterator[NDArray[Any]]:
+        """`encode` as a stream: latents, a batch at a time."""
+        return encode_chunks(self.executor, self._preprocessed(images), self.batch_size)
+
+    def decode_chunks(self, latents: Rows) -> Iterator[NDArray[Any]]:
+        """`decode` as a stream: pictures, a batch at a time."""
+        chunks = ({"z": chunk} for chunk in row_chunks(latents, self.batch_size))
+        return self._postprocessed(outputs["x"] for outputs in self.executor.map("decode", chunks))
+
+    def reconstruct_chunks(self, images: Rows) -> Iterator[NDArray[Any]]:
+        """`reconstruct` as a stream: pictures, a batch at a time."""
+        chunks = ({"x": chunk} for chunk in self._preprocessed(images))
+        return self._postprocessed(outputs["x"] for outputs in self.executor.map("reconstruct", chunks))
+
+    def generate_chunks(
+        self, num_samples: int, *, key: Array, temperature: float = 1.0, first_row: int = 0
+    ) -> Iterator[NDArray[Any]]:
+        """`generate` as a stream: samples from number `first_row` on, a batch at a time."""
+        chunks = generate_chunks(self.executor, num_samples, self.batch_size, key, temperature, first_row)
+        return self._postprocessed(chunks)
+
+    def _preprocessed(self, images: Rows) -> Iterator[NDArray[Any]]:
+        return (np.asarray(self.preprocess_fn(chunk)) for chunk in row_chunks(images, self.batch_size))
+
+    def _postprocessed(self, chunks: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+        return (np.asarray(self.postprocess_fn(chunk)) for chunk in chunks)
+
+    def _collect(
+        self,
+        chunks: Iterable[NDArray[Any]],
+        total: int | None,
+        name: str,
+        out: NDArray[Any] | None,
+        progress: bool,
+    ) -> Array | NDArray[Any]:
+        tracked = track_rows(chunks, total, name) if progress else chunks
+        values = collect(tracked, total, out, aligned_empty)
+        return self.executor.place(values) if out is None else out
+
+
+def load_pipeline(
+    name_or_dir: str | PathLike[str],
+    *,
+    batch_size: int = 32,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: DTypeLike | None = None,
+) -> InferencePipeline:
+    """Loads a bundled model or an export directory as a pipeline from uint8 pictures to uint8 pictures.
+
+    Args:
+        name_or_dir: A bundled name, or an export directory.
+        batch_size: Rows a batch.
+        mesh: Devices to lay rows over.
+        dtype: Dtype of the computation.
+
+    Raises:
+        ConfigError: There is no such model, or its config or metadata is unusable.
+        CheckpointError: Its checkpoint is missing, damaged, or does not fit the config.
+    """
+    model, config, metadata = load_exported_model(name_or_dir)
+    image_range = tuple(metadata["image_range"])
+    return InferencePipeline(
+        model,
+        partial(normalize_images, image_range=image_range),
+        partial(denormalize_images, image_range=image_range),
+        batch_size=batch_size,
+        mesh=mesh,
+        dtype=dtype,
+        config=config,
+        metadata=metadata,
+    )
+
+
+def _identity(array: Any) -> Any:
+    return array

@@ -1,0 +1,433 @@
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from artifex.generative_models.core import Endpoint, TensorSpec
+from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
+from artifex.generative_models.inference import Executor
+from artifex.generative_models.inference.executor import executor_for
+from artifex.generative_models.models.vae import VAE
+
+
+@pytest.fixture
+def compilations():
+    """Every compilation that JAX does while a test runs, whoever asked for it."""
+    seen = []
+
+    def listen(event, duration, **facts):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(facts)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def double(model, keys, inputs):
+    return {"y": 2 * inputs["x"]}
+
+
+def scaled(model, keys, inputs, *, power=1):
+    return {"y": model["w"] * inputs["x"] ** power}
+
+
+ROW = TensorSpec((3,), jnp.float32)
+
+
+def rows(n):
+    return np.arange(3 * n, dtype=np.float32).reshape(n, 3)
+
+
+def test_no_size_compiles_after_warmup(executor, pictures, compilations):
+    executor.warmup()
+    count = executor.compile_count
+    assert count == 4 * len(executor.batch_sizes)
+    rng = np.random.default_rng(0)
+    key = jax.random.key(0)
+    executor("generate", key=key, num_rows=1)
+    compilations.clear()
+    for size in rng.integers(1, 40, 1000):
+        name = ("encode", "decode", "reconstruct", "generate")[size % 4]
+        if name == "generate":
+            outputs = executor(name, key=key, num_rows=int(size))
+        elif name == "decode":
+            outputs = executor(name, {"z": rng.standard_normal((size, 32)).astype(np.float32)})
+        else:
+            outputs = executor(name, {"x": pictures[:size]})
+        assert all(len(value) == size for value in outputs.values())
+    assert executor.compile_count == count
+    assert compilations == []
+
+
+def test_the_listener_sees_compilations(compilations):
+    jax.jit(lambda x: x + 41)(jnp.zeros(3)).block_until_ready()
+    assert compilations
+
+
+def test_a_batch_size_is_compiled_once_however_many_threads_ask(tiny_vae):
+    executor = Executor(tiny_vae, batch_sizes=(4,))
+    barrier = threading.Barrier(8)
+
+    def call(_):
+        barrier.wait()
+        return np.asarray(executor("generate", key=jax.random.key(0), num_rows=4)["x"])
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(call, range(8)))
+    assert executor.compile_count == 1
+    assert all((result == results[0]).all() for result in results)
+
+
+def test_weights_are_arguments_not_constants(tiny_vae):
+    executor = Executor(tiny_vae, batch_sizes=(1,))
+    executor.warmup(["decode"])
+    program = executor._program("decode", {})
+    constants = program.executables[1].as_text().count("constant({")
+    assert constants <= 2  # shape arithmetic; a weight would be one each
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_weights_replaced_in_place_are_seen_by_the_next_call(tiny_vae, size):
+    executor = Executor(tiny_vae, batch_sizes=(1, 2))
+    z = np.ones((size, 4), np.float32)
+    before = executor("decode", {"z": z})["x"]
+    bias = tiny_vae.decoder.ups[-1].conv.bias
+    bias[...] = bias[...] + 1.0
+    after = executor("decode", {"z": z})["x"]
+    count = executor.compile_count
+    np.testing.assert_allclose(after, tiny_vae.decode(jnp.asarray(z)), rtol=1e-5, atol=1e-6)
+    assert np.abs(np.asarray(after) - np.asarray(before)).min() > 0
+    assert executor.compile_count == count
+
+
+def test_swap_puts_new_weights_under_the_same_executables(tiny_vae):
+    executor = Executor(tiny_vae, batch_sizes=(2,))
+    other = VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(9))
+    z = np.ones((2, 4), np.float32)
+    executor("decode", {"z": z})
+    executor.swap(other)
+    np.testing.assert_allclose(executor("decode", {"z": z})["x"], other.decode(jnp.asarray(z)), rtol=1e-5)
+    assert executor.compile_count == 1
+    with pytest.raises(InputError, match="structure"):
+        executor.swap(VAE((8, 8, 1), 5, [4, 8], [8, 4], rngs=nnx.Rngs(9)))
+
+
+def test_a_dict_of_parameters_and_a_plain_function():
+    parameters = {"w": jnp.asarray(3.0)}
+    executor = Executor(parameters, {"scaled": Endpoint(scaled, {"x": ROW}, {"power": 1})}, batch_sizes=(4,))
+    np.testing.assert_array_equal(executor("scaled", {"x": rows(5)})["y"], 3 * rows(5))
+    parameters["w"] = jnp.asarray(5.0)
+    np.testing.assert_array_equal(executor("scaled", {"x": rows(5)})["y"], 5 * rows(5))
+    plain = Executor(None, {"double": Endpoint(double, {"x": ROW})})
+    np.testing.assert_array_equal(plain("double", {"x": rows(70)})["y"], 2 * rows(70))
+
+
+class Noisy(nnx.Module):
+    """A model that stores generators, which its endpoint does not read."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(3, 2, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def endpoints(self):
+        def project(model, keys, inputs):
+            return {"y": model.linear(inputs["x"])}
+
+        return {"project": Endpoint(project, {"x": ROW})}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_model_that_stores_generators_runs(size):
+    model = Noisy(nnx.Rngs(0))
+    outputs = Executor(model, batch_sizes=(2,))("project", {"x": rows(size)})["y"]
+    np.testing.assert_allclose(outputs, model.linear(jnp.asarray(rows(size))), rtol=1e-5)
+
+
+def test_options_key_the_executables():
+    executor = Executor(
+        {"w": jnp.asarray(1.0)}, {"scaled": Endpoint(scaled, {"x": ROW}, {"power": 1})}, batch_sizes=(2,)
+    )
+    np.testing.assert_array_equal(executor("scaled", {"x": rows(2)}, power=2)["y"], rows(2) ** 2)
+    executor("scaled", {"x": rows(2)})
+    executor("scaled", {"x": rows(2)}, power=1)  # the default, named
+    assert executor.compile_count == 2
+
+
+@pytest.mark.parametrize("kind", ["numpy", "float64", "jax", "memmap", "list", "strided"])
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_takes_any_array(kind, size, tmp_path):
+    x = rows(size)
+    if kind == "memmap":
+        np.save(tmp_path / "x.npy", x)
+        given = np.load(tmp_path / "x.npy", mmap_mode="r")
+    else:
+        given = {
+            "numpy": lambda: x,
+            "float64": lambda: x.astype(np.float64),
+            "jax": lambda: jnp.asarray(x),
+            "list": x.tolist,
+            "strided": lambda: np.asfortranarray(x),
+        }[kind]()
+    executor = Executor(None, {"double": Endpoint(double, {"x": ROW})}, batch_sizes=(1, 2, 4))
+    outputs = executor("double", {"x": given})["y"]
+    assert isinstance(outputs, jax.Array)
+    np.testing.assert_array_equal(outputs, 2 * x)
+
+
+@pytest.mark.parametrize("temperature", [0.5, np.float32(0.5), 1, jnp.float32(0.5)])
+def test_a_scalar_goes_to_every_row(executor, temperature):
+    key = jax.random.key(0)
+    one = executor("generate", {"temperature": temperature}, key=key, num_rows=3)["x"]
+    each = np.full(3, float(temperature), np.float32)
+    np.testing.assert_array_equal(one, executor("generate", {"temperature": each}, key=key)["x"])
+
+
+def test_rows_of_a_mesh_live_on_all_its_devices(tiny_vae):
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
+    executor = Executor(tiny_vae, mesh=mesh, batch_sizes=(1, 3, 8))
+    assert executor.batch_sizes == (2, 4, 8)
+    outputs = executor("decode", {"z": np.ones((8, 4), np.float32)})["x"]
+    assert outputs.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec("data")), outputs.ndim)
+    on_one = jax.device_put(np.ones((8, 4), np.float32), jax.devices()[1])
+    np.testing.assert_array_equal(executor("decode", {"z": on_one})["x"], outputs)
+
+
+def test_dtype_casts_the_computation_and_not_the_results(executor, mnist_vae, pictures):
+    low = Executor(mnist_vae, batch_sizes=(8,), dtype=jnp.bfloat16)
+    outputs = low("reconstruct", {"x": pictures[:8]})["x"]
+    exact = executor("reconstruct", {"x": pictures[:8]})["x"]
+    assert outputs.dtype == jnp.float32
+    difference = np.abs(np.asarray(outputs) - np.asarray(exact))
+    assert difference.max() > 0
+    assert difference.mean() < 2**-7  # two bfloat16 roundings of values up to 1
+    assert mnist_vae.encoder.head.kernel.dtype == jnp.float32
+
+
+def test_spec_describes_rows(executor):
+    inputs, outputs = executor.spec("encode")
+    assert {name: spec.shape for name, spec in inputs.items()} == {"x": (28, 28, 1)}
+    assert {name: spec.shape for name, spec in outputs.items()} == {"mean": (32,), "log_var": (32,)}
+
+
+def test_warmup_tells_what_compiled(tiny_vae):
+    executor = Executor(tiny_vae, batch_sizes=(1, 2))
+    first = executor.warmup(["encode"], [2])
+    assert first["encode"][2] > 0
+    assert executor.compile_count == 1
+    assert executor.warmup(["encode"], [2]) == {"encode": {2: 0.0}}
+    with pytest.raises(InputError, match="not among"):
+        executor.warmup(batch_sizes=[3])
+
+
+BAD = {
+    "unknown endpoint": (("paint", {}), {}, InputError, "no endpoint 'paint'; there are encode"),
+    "unknown input": (("encode", {"y": rows(1)}), {}, InputError, "unknown input 'y'; it takes x"),
+    "missing input": (("encode", {}), {}, InputError, "missing input 'x'"),
+    "unknown option": (("encode", {}), {"steps": 3}, InputError, "unknown option 'steps'"),
+    "one row without batch axis": (
+        ("encode", {"x": np.zeros((28, 28, 1), np.float32)}),
+        {},
+        InputError,
+        r"x\[None\]",
+    ),
+    "wrong shape": (("encode", {"x": np.zeros((2, 28, 27, 1), np.float32)}), {}, InputError, "got shape"),
+    "uint8": (("encode", {"x": np.zeros((2, 28, 28, 1), np.uint8)}), {}, InputTypeError, "InferencePipeline"),
+    "complex": (("decode", {"z": np.zeros((2, 32), complex)}), {}, InputTypeError, "complex128"),
+    "no rows": (("encode", {"x": np.zeros((0, 28, 28, 1), np.float32)}), {}, InputError, "at least one row"),
+    "negative rows": (("generate",), {"num_rows": -1, "key": 0}, InputError, "at least one row"),
+    "too many rows": (("generate",), {"num_rows": 2**32, "key": 0}, InputError, "at most 4294967295"),
+    "rows unknown": (("generate",), {"key": 0}, InputError, "num_rows="),
+    "no key": (("generate",), {"num_rows": 2}, InputError, "pass either key= or keys="),
+    "key and keys": (("generate",), {"num_rows": 2, "key": 0, "keys": 2}, InputError, "either"),
+    "few keys": (("generate",), {"num_rows": 3, "keys": 2}, InputError, "2 keys for 3 rows"),
+    "temperature": (("generate", {"temperature": np.nan}), {"num_rows": 2, "key": 0}, InputError, "finite"),
+    "text": (("generate", {"temperature": "hot"}), {"num_rows": 2, "key": 0}, InputTypeError, "temperature"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "keywords", "error", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_named(executor, arguments, keywords, error, message):
+    keywords = dict(keywords)
+    if "key" in keywords:
+        keywords["key"] = jax.random.key(keywords["key"])
+    if "keys" in keywords:
+        keywords["keys"] = jax.random.split(jax.random.key(0), keywords["keys"])
+    with pytest.raises(error, match=message):
+        executor(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("row", [0, 3, 20])
+def test_a_value_that_is_not_finite_is_found_by_row(executor, value, row):
+    z = np.zeros((21, 32), np.float32)
+    z[row, 5] = value
+    with pytest.raises(InputError, match=f"z: row {row} has a NaN"):
+        executor("decode", {"z": z})
+    with pytest.raises(InputError, match=f"z: row {row} has a NaN"):
+        list(executor.map("decode", [{"z": z[:2]}, {"z": z[2:]}]))
+    np.testing.assert_array_equal(
+        executor("decode", {"z": np.zeros((1, 32), np.float32)})["x"].shape, (1, 28, 28, 1)
+    )
+
+
+@pytest.mark.parametrize("key", [jnp.zeros(2, jnp.uint32), jax.random.key(0, impl="rbg")])
+def test_keys_of_another_kind_are_refused(executor, key):
+    with pytest.raises(InputError, match="keys"):
+        executor("generate", key=key, num_rows=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_sizes": ()}, "positive"),
+        ({"batch_sizes": (0, 4)}, "positive"),
+        ({"mesh": Mesh(np.asarray(jax.devices()), ("model",))}, "'data'"),
+    ],
+)
+def test_bad_settings_are_named(tiny_vae, settings, message):
+    with pytest.raises(InputError, match=message):
+        Executor(tiny_vae, **settings)
+
+
+def test_a_model_without_endpoints_is_refused():
+    with pytest.raises(InputTypeError, match="pass endpoints="):
+        Executor({"w": jnp.zeros(3)})
+
+
+def test_an_endpoint_without_a_batch_axis_is_refused():
+    broken = Endpoint(lambda model, keys, inputs: {"y": inputs["x"].sum()}, {"x": ROW})
+    with pytest.raises(InputError, match="no leading batch axis"):
+        Executor(None, {"broken": broken})("broken", {"x": rows(2)})
+
+
+def exhausted(*arguments):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory while trying to allocate")
+
+
+def broken(*arguments):
+    raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+@pytest.mark.parametrize("size", [8, 21])
+@pytest.mark.parametrize("on_threads", [True, False])
+def test_out_of_memory_halves_the_batch_and_goes_on(size, on_threads):
+    executor = Executor(None, {"double": Endpoint(double, {"x": ROW})}, batch_sizes=(1, 2, 4, 8))
+    executor._threaded = on_threads
+    executor.warmup()
+    program = executor._program("double", {})
+    program.executables[8] = program.executables[4] = exhausted
+    np.testing.assert_array_equal(executor("double", {"x": rows(size)})["y"], 2 * rows(size))
+    assert program.max_batch_size == 2
+    parts = list(executor.map("double", [{"x": rows(9)}, {"x": rows(3)}]))
+    np.testing.assert_array_equal(parts[0]["y"], 2 * rows(9))
+    np.testing.assert_array_equal(parts[1]["y"], 2 * rows(3))
+
+
+def test_out_of_memory_at_one_row_is_an_error():
+    executor = Executor(None, {"double": Endpoint(double, {"x": ROW})}, batch_sizes=(1, 2))
+    program = executor._program("double", {})
+    program.executables.update({1: exhausted, 2: exhausted})
+    with pytest.raises(OutOfDeviceMemoryError, match="double: out of device memory at 1 rows"):
+        executor("double", {"x": rows(5)})
+
+
+@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("on_threads", [True, False])
+def test_any_other_failure_is_raised_as_it_is(size, on_threads):
+    executor = Executor(None, {"double": Endpoint(double, {"x": ROW})}, batch_sizes=(1, 2))
+    executor._threaded = on_threads
+    program = executor._program("double", {})
+    program.executables.update({1: broken, 2: broken})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        executor("double", {"x": rows(size)})
+    assert program.max_batch_size == 2
+
+
+REAL_OUT_OF_MEMORY = """
+import resource, jax, jax.numpy as jnp, numpy as np
+from artifex.generative_models.core import Endpoint, TensorSpec
+from artifex.generative_models.inference import Executor
+
+def hungry(model, keys, inputs):  # a sort keeps XLA from never making the array
+    big = jnp.broadcast_to(inputs["x"][:, None], (len(inputs["x"]), 1 << 25))  # 128 MiB a row
+    return {"y": jnp.sort(big * jnp.arange(1.0, 1.0 + (1 << 25))[None], axis=1)[:, 0]}
+
+endpoint = Endpoint(hungry, {"x": TensorSpec((), jnp.float32)})
+executor = Executor(None, {"hungry": endpoint}, batch_sizes=(1, 64))
+executor.warmup()
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (3 << 30), size + (3 << 30)))
+print(np.asarray(executor("hungry", {"x": np.ones(3, np.float32)})["y"]).tolist())
+print(executor._program("hungry", {}).max_batch_size)
+"""
+
+
+@pytest.mark.slow
+def test_a_device_that_is_really_out_of_memory():
+    run = subprocess.run([sys.executable, "-c", REAL_OUT_OF_MEMORY], capture_output=True, text=True)
+    assert run.stdout.split("\n")[:2] == ["[1.0, 1.0, 1.0]", "1"], run.stderr[-2000:]
+
+
+def test_a_stream_reads_no_further_ahead_than_it_must():
+    executor = Executor(None, {"double": Endpoint(double, {"x": ROW})}, batch_sizes=(2,))
+    read = []
+
+    def chunks():
+        for i in range(1000):
+            read.append(i)
+            yield {"x": rows(2)}
+
+    stream = executor.map("double", chunks())
+    next(stream)
+    assert len(read) < 40
+    stream.close()
+    assert len(read) < 40
+
+
+def test_an_error_in_the_source_reaches_the_caller():
+    executor = Executor(None, {"double": Endpoint(double, {"x": ROW})}, batch_sizes=(2,))
+
+    def chunks():
+        yield {"x": rows(2)}
+        yield {"x": rows(2)}
+        raise OSError("the disk went away")
+
+    with pytest.raises(OSError, match="the disk went away"):
+        list(executor.map("double", chunks()))
+
+
+def test_calls_from_many_threads_give_each_its_own(executor, pictures):
+    expected = np.asarray(executor("encode", {"x": pictures[:64]})["mean"])
+
+    def call(i):
+        size = 1 + i % 20
+        return i, np.asarray(executor("encode", {"x": pictures[i : i + size]})["mean"])
+
+    with ThreadPoolExecutor(4) as pool:
+        for i, mean in pool.map(call, range(40)):
+            np.testing.assert_allclose(mean, expected[i : i + len(mean)], rtol=1e-4, atol=1e-5)
+
+
+def test_calls_on_one_model_share_an_executor_that_dies_with_it():
+    model = VAE((4, 4, 1), 2, [2], [2], rngs=nnx.Rngs(0))
+    executor = executor_for(model, batch_size=48)
+    assert executor.batch_sizes == (1, 2, 4, 8, 16, 32, 48)
+    assert executor_for(model, batch_size=48) is executor
+    assert executor_for(executor) is executor
+    assert executor_for(model, batch_size=16) is not executor
+    with pytest.raises(InputError, match="batch_size"):
+        executor_for(model, batch_size=0)
+    gone = weakref.ref(model), weakref.ref(executor)
+    del model, executor
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]

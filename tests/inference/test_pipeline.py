@@ -1,0 +1,127 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import artifex
+from artifex.generative_models.core.errors import ConfigError, InputError
+from artifex.generative_models.inference import (
+    Executor,
+    InferencePipeline,
+    batch_generate_samples,
+    denormalize_images,
+    export_model,
+    normalize_images,
+)
+
+# Batches of different sizes sum in different orders.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return artifex.load("mnist-vae")
+
+
+def test_pictures_in_and_pictures_out(pipeline, digits):
+    reconstructed = np.asarray(pipeline.reconstruct(digits[:50]))
+    assert reconstructed.dtype == np.uint8
+    assert reconstructed.shape == (50, 28, 28, 1)
+    error = np.abs(reconstructed.astype(float) - digits[:50]).mean()
+    other = np.abs(np.roll(reconstructed, 1, axis=0).astype(float) - digits[:50]).mean()
+    assert error < 8  # grey levels of 255; the picture of the neighbouring row is several times as far
+    assert other > 3 * error
+
+
+def test_reconstruct_is_encode_then_decode(pipeline, digits):
+    latents = pipeline.encode(digits[:40])
+    assert latents.shape == (40, 32)
+    there_and_back = np.asarray(pipeline.decode(latents)).astype(int)
+    assert (
+        np.abs(there_and_back - np.asarray(pipeline.reconstruct(digits[:40]))).max() <= 1
+    )  # rounding to uint8
+
+
+def test_generate_gives_the_samples_of_the_seed(pipeline):
+    samples = np.asarray(pipeline.generate(40, rngs=nnx.Rngs(3)))
+    raw = batch_generate_samples(pipeline.model, 40, rngs=nnx.Rngs(3))
+    expected = np.rint(np.asarray(raw) * 255)
+    assert np.abs(samples - expected).max() <= 1
+    assert samples.dtype == np.uint8
+
+
+def test_interpolate_runs_from_one_picture_to_the_other(pipeline, digits):
+    line = np.asarray(pipeline.interpolate(digits[0], digits[1], 9)).astype(int)
+    ends = np.asarray(pipeline.reconstruct(digits[:2])).astype(int)
+    assert line.shape == (9, 28, 28, 1)
+    assert np.abs(line[[0, -1]] - ends).max() <= 1
+    steps = np.abs(np.diff(line, axis=0)).mean(axis=(1, 2, 3))
+    assert steps.max() < np.abs(line[-1] - line[0]).mean()
+    with pytest.raises(InputError, match="num_steps"):
+        pipeline.interpolate(digits[0], digits[1], 1)
+
+
+def test_own_functions_see_a_batch_at_a_time(mnist_vae, digits):
+    seen = []
+
+    def halve(images):
+        seen.append(len(images))
+        return jnp.asarray(images, jnp.float32) / 510.0
+
+    pipeline = InferencePipeline(mnist_vae, halve, lambda x: (x * 510).astype(np.uint16), batch_size=16)
+    samples = pipeline.reconstruct(digits[:40])
+    assert seen == [16, 16, 8]
+    assert samples.dtype == jnp.uint16
+
+
+def test_without_functions_the_model_speaks_for_itself(mnist_vae, pictures):
+    pipeline = InferencePipeline(Executor(mnist_vae, batch_sizes=(8,)), batch_size=8)
+    expected = mnist_vae.encode(jnp.asarray(pictures[:8]))["mean"]
+    np.testing.assert_allclose(pipeline.encode(pictures[:8]), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 100])
+def test_iterators_and_memory_maps_give_what_arrays_give(pipeline, digits, tmp_path, rows):
+    np.save(tmp_path / "digits.npy", digits[:rows])
+    whole = pipeline.encode(digits[:rows])
+    np.testing.assert_array_equal(pipeline.encode(np.load(tmp_path / "digits.npy", mmap_mode="r")), whole)
+    np.testing.assert_array_equal(pipeline.encode(digits[i : i + 1] for i in range(rows)), whole)
+
+
+def test_results_go_where_the_caller_wants_them(pipeline, tmp_path):
+    out = np.lib.format.open_memmap(tmp_path / "samples.npy", "w+", np.uint8, (40, 28, 28, 1))
+    assert pipeline.generate(40, rngs=nnx.Rngs(0), out=out) is out
+    np.testing.assert_array_equal(out, pipeline.generate(40, rngs=nnx.Rngs(0)))
+
+
+def test_a_model_in_another_range_gets_its_range(tmp_path, tiny_vae):
+    export_model(tiny_vae, tmp_path / "m", step=0, training_steps=0, final_loss=0.0, image_range=(-1, 1))
+    pipeline = artifex.load(tmp_path / "m")
+    levels = np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)
+    np.testing.assert_allclose(np.ravel(pipeline.preprocess_fn(levels)), [-1, 1])
+    np.testing.assert_array_equal(np.ravel(pipeline.postprocess_fn(np.array([[-1.0, 1.0]]))), [0, 255])
+
+
+def test_the_specification_s_own_functions(mnist_vae, digits):
+    pipeline = InferencePipeline(
+        model=mnist_vae, preprocess_fn=normalize_images, postprocess_fn=denormalize_images
+    )
+    assert pipeline.generate(16, rngs=nnx.Rngs(42)).dtype == jnp.uint8
+    assert pipeline.reconstruct(digits[:3]).shape == (3, 28, 28, 1)
+
+
+def test_load_knows_facts_and_refuses_what_is_not_there(pipeline):
+    assert pipeline.metadata["test_elbo"] < 0
+    assert pipeline.config["latent_dim"] == 32
+    with pytest.raises(ConfigError, match="mnist-vae"):
+        artifex.load("no-such-model")
+
+
+def test_endpoints_a_family_lacks_are_named(digits):
+    class Noise(nnx.Module):
+        def endpoints(self):
+            return {}
+
+    with pytest.raises(InputError, match="no endpoint 'encode'"):
+        InferencePipeline(Noise()).encode(jax.numpy.zeros((1, 2, 2, 1)))
