@@ -1,0 +1,28 @@
+"""Picks the real digits that ship with Artifex: the first 300 of MNIST's test set.
+
+python examples/pick_mnist_digits.py --data DIR --output src/artifex/zoo/mnist_digits.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from mnist import read_idx
+
+COUNT = 300
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    images = read_idx(args.data, "t10k-images-idx3-ubyte")[:COUNT, :, :, None]
+    labels = read_idx(args.data, "t10k-labels-idx1-ubyte")[:COUNT]
+    np.savez_compressed(args.output, images=images, labels=labels)
+
+
+if __name__ == "__main__":
+    main()
