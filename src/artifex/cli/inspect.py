@@ -1,0 +1,143 @@
+"""`artifex inspect`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from artifex.cli.options import AsJson, Model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from rich.table import Table
+
+    from artifex.generative_models.core.endpoint import TensorSpec
+    from artifex.generative_models.inference.executor import Executor
+
+
+def inspect(model: Model, as_json: AsJson = False) -> None:
+    """Show a model's endpoints, size and training, and the devices there are."""
+    from artifex.generative_models.inference.loading import find_model
+    from artifex.generative_models.inference.pipeline import load_pipeline
+
+    pipeline = load_pipeline(model)
+    directory = find_model(model).absolute()
+    facts = {
+        "model": model,
+        "directory": str(directory),
+        "model_type": pipeline.metadata["model_type"],
+        "parameters": pipeline.executor.num_parameters,
+        "bytes_on_disk": sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()),
+        "config": pipeline.config,
+        "training": {name: value for name, value in pipeline.metadata.items() if name != "model_type"},
+        "endpoints": {name: _endpoint(pipeline.executor, name) for name in pipeline.executor.endpoints},
+        "devices": _devices(),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        _show(facts)
+
+
+def _endpoint(executor: Executor, name: str) -> dict[str, Any]:
+    endpoint = executor.endpoints[name]
+    inputs, outputs = executor.spec(name)
+    return {
+        "doc": endpoint.doc,
+        "inputs": _tensors(inputs),
+        "outputs": _tensors(outputs),
+        "options": dict(endpoint.options),
+    }
+
+
+def _tensors(specs: Mapping[str, TensorSpec]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"shape": spec.shape, "dtype": str(spec.dtype), "default": spec.default, "doc": spec.doc}
+        for name, spec in specs.items()
+    }
+
+
+def _devices() -> list[dict[str, Any]]:
+    from artifex.generative_models.core.devices import DeviceManager
+
+    return [
+        {
+            "id": memory.device.id,
+            "platform": memory.device.platform,
+            "kind": memory.device.device_kind,
+            "bytes_in_use": memory.bytes_in_use,
+            "bytes_limit": memory.bytes_limit,
+        }
+        for memory in DeviceManager().memory()
+    ]
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    console.print(facts["model"], style="bold", end=": ", soft_wrap=True)
+    console.print(
+        f"{facts['model_type']}, {facts['parameters']:,} parameters, {_size(facts['bytes_on_disk'])} on disk"
+    )
+    console.print(facts["directory"], style="dim", soft_wrap=True)
+    tables = [
+        _table(("Endpoint", "Takes", "Gives"), _endpoint_rows(facts["endpoints"])),
+        _table(("Config", ""), _fact_rows(facts["config"])),
+        _table(("Training", ""), _fact_rows(facts["training"])),
+        _table(("Device", "Kind", "Memory"), map(_device_row, facts["devices"])),
+    ]
+    for table in tables:
+        console.print()
+        console.print(table)
+
+
+def _table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _endpoint_rows(endpoints: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, endpoint in endpoints.items():
+        options = [f"{option} = {value} (option)" for option, value in endpoint["options"].items()]
+        yield name, "\n".join([*_lines(endpoint["inputs"]), *options]), "\n".join(_lines(endpoint["outputs"]))
+
+
+def _lines(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for name, tensor in tensors.items():
+        axes = ", ".join(map(str, ("batch", *tensor["shape"])))
+        default = "" if tensor["default"] is None else f" = {tensor['default']:g}"
+        yield f"{name} {tensor['dtype']}[{axes}]{default}"
+
+
+def _fact_rows(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, ...]]:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _fact_rows(value, f"{prefix}{name} / ")
+        else:
+            yield prefix + name, value if isinstance(value, str) else json.dumps(value)
+
+
+def _device_row(device: Mapping[str, Any]) -> tuple[str, ...]:
+    limit, used = device["bytes_limit"], device["bytes_in_use"]
+    memory = "not reported" if limit is None else f"{_size(used)} of {_size(limit)} in use"
+    return f"{device['platform']}:{device['id']}", device["kind"], memory
+
+
+def _size(num_bytes: int) -> str:
+    size, units = float(num_bytes), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.3g} {unit}"

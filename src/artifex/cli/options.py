@@ -1,0 +1,48 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class ComputeDtype(StrEnum):
+    """Dtypes of the computation."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def _device_count(value: str | None) -> str | None:
+    if value is None or value == "all" or (value.isdecimal() and int(value) > 0):
+        return value
+    raise typer.BadParameter(f"expected a number from 1, or all; got {value!r}")
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A bundled model or an export directory.", show_default=False)
+]
+Images = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="IMAGES", help="Folders, picture files, or one .npy or .npz array.", show_default=False
+    ),
+]
+PicturesOut = Annotated[
+    str, typer.Option("--output", "-o", help="A .png grid, a .npy array, or a folder of PNGs.")
+]
+ArrayOut = Annotated[str, typer.Option("--output", "-o", help="A .npy array.")]
+Resize = Annotated[bool, typer.Option("--resize", help="Resize pictures to the model's size.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a .npy output that was stopped.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Sample i depends on the seed and i alone.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows a batch.")]
+Devices = Annotated[
+    str | None,
+    typer.Option(callback=_device_count, metavar="N|all", help="Devices to spread a batch over."),
+]
+Dtype = Annotated[ComputeDtype | None, typer.Option(help="Dtype to compute in.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]

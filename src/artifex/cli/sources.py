@@ -1,0 +1,254 @@
+"""Pictures and arrays from disk, read as they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from artifex.generative_models.core.errors import InputError, InputTypeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_MAX_COMPRESSED_BYTES = 1 << 30
+_LOCAL_HEADER_BYTES = 30  # of a zip member, before its name
+_DAMAGED = (
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    MemoryError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """Pictures in files of their own.
+
+    Args:
+        paths: The files.
+        shape: Shape (H, W, C) of a picture.
+        resize: Resizes pictures of another size; otherwise they are an error.
+    """
+
+    paths: Sequence[Path]
+    shape: tuple[int, ...]
+    resize: bool
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def rows(self, first: int = 0) -> Iterator[NDArray[np.uint8]]:
+        """The pictures from number `first` on, uint8 [1, H, W, C] each, read when its turn comes."""
+        return (self._read(path)[None] for path in self.paths[first:])
+
+    def identity(self) -> str:
+        """A digest of the files' names, sizes and times of change."""
+        digest = hashlib.sha256(repr(self.resize).encode())
+        for path in self.paths:
+            digest.update(repr(_stat(path)).encode())
+        return f"{len(self)} pictures, {digest.hexdigest()}"
+
+    def _read(self, path: Path) -> NDArray[np.uint8]:
+        height, width, channels = self.shape
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                image = Image.open(path)
+            with image:
+                if image.size == (width, height) or self.resize:
+                    picture = image.convert(_MODES[channels])
+                    if picture.size != (width, height):
+                        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+                    return np.asarray(picture).reshape(self.shape)
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise InputError(
+                f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down first"
+            ) from error
+        except (OSError, *_DAMAGED) as error:
+            raise InputError(f"{path}: not a picture that can be read: {error}") from error
+        raise InputError(
+            f"{path}: {image.width} x {image.height} pixels where the model takes {width} x {height}; "
+            "--resize scales pictures"
+        )
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """Rows in one array on disk."""
+
+    path: Path
+    array: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def rows(self, first: int = 0) -> NDArray[Any]:
+        """The rows from number `first` on."""
+        return self.array[first:]
+
+    def identity(self) -> list[Any]:
+        """The file's name, size and time of change."""
+        return _stat(self.path)
+
+
+def open_pictures(
+    paths: Sequence[Path], shape: tuple[int, ...], *, resize: bool = False
+) -> PictureFiles | ArrayFile:
+    """Pictures from folders, files, or one `.npy` or `.npz` array.
+
+    Args:
+        paths: Folders are searched for pictures, in the order of their names.
+        shape: Shape (H, W, C) of the model's pictures.
+        resize: Resizes pictures of another size.
+
+    Raises:
+        InputError: There are none, or an array's shape does not fit.
+        InputTypeError: An array's dtype is neither uint8 nor floating-point.
+        OSError: A path is not there or cannot be read.
+    """
+    if any(_is_array(path) for path in paths):
+        if len(paths) > 1:
+            raise InputError("expected either one .npy or .npz array or picture files, got several paths")
+        return _open_picture_array(paths[0], shape)
+    if shape[-1] not in _MODES:
+        raise InputError(f"a model of {shape[-1]} channels takes pictures from .npy and .npz arrays only")
+    files = [file for path in paths for file in _picture_files(path)]
+    return PictureFiles(files, shape, resize)
+
+
+def open_picture(address: str, shape: tuple[int, ...], *, resize: bool = False) -> NDArray[Any]:
+    """One picture [H, W, C]: a picture file, or a row of an array such as `digits.npz:3`."""
+    name, _, row = address.rpartition(":")
+    if not row.isdecimal() or not _is_array(Path(name)):
+        name, row = address, "0"
+    pictures = open_pictures([Path(name)], shape, resize=resize)
+    if int(row) >= len(pictures):
+        raise InputError(f"{address}: there are {len(pictures)} pictures, counted from 0")
+    return next(iter(pictures.rows(int(row)))).reshape(shape)
+
+
+def open_array(path: Path, shape: tuple[int, ...]) -> ArrayFile:
+    """Floating-point rows [rows, *shape] from a `.npy` or `.npz` array.
+
+    Raises:
+        InputError: It is no array, or its shape does not fit.
+        InputTypeError: Its dtype is not floating-point.
+        OSError: The file is not there or cannot be read.
+    """
+    array = _map(path)
+    if array.dtype.kind != "f":
+        raise InputTypeError(f"{path}: expected a floating-point array, got {array.dtype}")
+    _check_shape(path, array, shape)
+    return ArrayFile(path, array)
+
+
+def _open_picture_array(path: Path, shape: tuple[int, ...]) -> ArrayFile:
+    array = _map(path)
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise InputTypeError(
+            f"{path}: expected uint8 pictures, or floating-point ones in the model's range; got {array.dtype}"
+        )
+    if shape[-1] == 1 and array.shape[1:] == shape[:2]:
+        array = array[..., None]
+    _check_shape(path, array, shape)
+    return ArrayFile(path, array)
+
+
+def _check_shape(path: Path, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.ndim == 0 or array.shape[1:] != shape or len(array) == 0:
+        axes = ", ".join(map(str, shape))
+        raise InputError(f"{path}: expected shape [rows, {axes}], got {list(array.shape)}")
+
+
+def _picture_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        path.stat()
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise InputError(f"{path}: no pictures in this folder ({', '.join(_SUFFIXES)})")
+    return files
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix.lower() in (".npy", ".npz") and not path.is_dir()
+
+
+def _stat(path: Path) -> list[Any]:
+    status = path.stat()
+    return [str(path.absolute()), status.st_size, status.st_mtime_ns]
+
+
+def _map(path: Path) -> NDArray[Any]:
+    """An array on disk, memory-mapped unless it is compressed. Nothing is ever unpickled."""
+    try:
+        if path.suffix.lower() == ".npz":
+            return _map_member(path)
+        return np.lib.format.open_memmap(path, mode="r")
+    except (InputError, FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except (OSError, zipfile.BadZipFile, *_DAMAGED) as error:
+        raise InputError(f"{path}: not an array that can be read: {error}") from error
+
+
+def _map_member(path: Path) -> NDArray[Any]:
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        member = _the_array(path, archive)
+        if member.compress_type != zipfile.ZIP_STORED:
+            return _decompress(path, archive, member)
+        file.seek(member.header_offset)
+        *_, name_bytes, extra_bytes = struct.unpack("<26x2H", file.read(_LOCAL_HEADER_BYTES))
+        file.seek(name_bytes + extra_bytes, 1)
+        shape, fortran_order, dtype = _read_header(file)
+        order: Literal["F", "C"] = "F" if fortran_order else "C"
+        return np.memmap(file, dtype, "r", offset=file.tell(), shape=shape, order=order)
+
+
+def _the_array(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+    if "images" in members:
+        return members["images"]
+    if len(members) != 1:
+        raise InputError(
+            f"{path}: expected one array, or one named 'images'; it has {', '.join(members) or 'none'}"
+        )
+    return next(iter(members.values()))
+
+
+def _decompress(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    if member.file_size > _MAX_COMPRESSED_BYTES:
+        raise InputError(
+            f"{path}: {member.file_size:,} bytes once decompressed, which cannot be memory-mapped; "
+            "save it with np.save or np.savez"
+        )
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return shape, fortran_order, dtype

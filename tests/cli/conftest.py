@@ -1,0 +1,83 @@
+"""The command line in this process and in one of its own, and a model that compiles fast."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from typer.testing import CliRunner
+
+from artifex.cli import app
+from artifex.generative_models.inference import export_model
+from artifex.generative_models.models.vae import VAE
+
+MAIN = "from artifex.cli import main; main()"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported, untrained model of 8 x 8 pictures and 4 latents."""
+    vae = VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(0))
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    return export_model(vae, path, step=3, training_steps=5, final_loss=1.5)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the commands of a test run."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def small() -> np.ndarray:
+    """Pictures for `model`, uint8 [70, 8, 8, 1]."""
+    return np.random.default_rng(0).integers(0, 256, (70, 8, 8, 1), np.uint8)
+
+
+@pytest.fixture
+def cli() -> Callable[..., str]:
+    """Runs a command in this process; returns its stdout."""
+
+    def run(*args: object) -> str:
+        result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        assert result.stderr == ""
+        return result.stdout
+
+    return run
+
+
+@pytest.fixture
+def failing_cli() -> Callable[..., str]:
+    """Runs a command that fails in this process; returns the one line it says."""
+
+    def run(*args: object) -> str:
+        result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+        assert result.exit_code == 1, result.output
+        assert result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        prefix = "artifex: error: "
+        assert line.startswith(prefix)
+        return line.removeprefix(prefix)
+
+    return run
+
+
+@pytest.fixture
+def spawn() -> Callable[..., "subprocess.Popen[str]"]:
+    """Starts a command in a process of its own, after some code."""
+
+    def start(*args: object, before: str = "", shell: str = "") -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", f"{before}\n{MAIN}", *map(str, args)]
+        if shell:
+            command = ["sh", "-c", f'{shell}; exec "$@"', "sh", *command]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+        )
+
+    return start
