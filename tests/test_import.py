@@ -1,0 +1,71 @@
+import subprocess
+import sys
+
+import pytest
+
+import artifex
+from artifex.generative_models import core, inference
+from artifex.generative_models.core import checkpointing, errors
+from artifex.generative_models.models import vae
+
+NAMES = {
+    artifex: ["__version__", "load"],
+    core: ["DeviceManager", "Endpoint", "Model", "TensorSpec"],
+    inference: [
+        "Executor",
+        "InferencePipeline",
+        "batch_encode_images",
+        "batch_generate_samples",
+        "denormalize_images",
+        "encode_images_jit",
+        "export_model",
+        "generate_samples_jit",
+        "inference_with_jit",
+        "load_exported_model",
+        "load_model_for_inference",
+        "memory_efficient_inference",
+        "normalize_images",
+        "parallel_batch_inference",
+    ],
+}
+
+
+@pytest.mark.parametrize("module", NAMES, ids=lambda module: module.__name__)
+def test_public_names(module: object) -> None:
+    assert sorted(module.__all__) == NAMES[module]
+    assert all(getattr(module, name) is not None for name in module.__all__)
+
+
+def test_names_that_the_specification_imports_from_their_own_modules() -> None:
+    assert callable(checkpointing.load_checkpoint)
+    assert callable(checkpointing.save_checkpoint)
+    assert callable(checkpointing.setup_checkpoint_manager)
+    assert callable(vae.VAE)
+
+
+def test_the_tree_of_errors_is_the_one_drawn() -> None:
+    drawn = {
+        "InputError": {"ArtifexError", "ValueError"},
+        "InputTypeError": {"InputError", "TypeError"},
+        "ConfigError": {"ArtifexError", "ValueError"},
+        "UnknownModelTypeError": {"ConfigError"},
+        "CheckpointError": {"ArtifexError"},
+        "CheckpointNotFoundError": {"CheckpointError"},
+        "CheckpointMismatchError": {"CheckpointError"},
+        "CheckpointCorruptError": {"CheckpointError"},
+        "ExportError": {"ArtifexError"},
+        "OutputError": {"ArtifexError"},
+        "OutOfDeviceMemoryError": {"ArtifexError"},
+        "ArtifexError": {"Exception"},
+    }
+    found = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
+    assert {name: {base.__name__ for base in value.__bases__} for name, value in found.items()} == drawn
+
+
+def test_importing_artifex_imports_neither_jax_nor_numpy() -> None:
+    script = "import artifex, sys; print(*{name.split('.')[0] for name in sys.modules})"
+    modules = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout
+    assert {"jax", "numpy", "flax", "orbax"}.isdisjoint(modules.split())
+    assert "artifex" in modules.split()
