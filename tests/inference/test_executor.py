@@ -378,6 +378,79 @@ def test_a_device_that_is_really_out_of_memory():
     assert run.stdout.split("\n")[:2] == ["[1.0, 1.0, 1.0]", "1"], run.stderr[-2000:]
 
 
+def noisy(model, keys, inputs):
+    return {"y": jax.vmap(lambda key, x: jax.random.normal(key, (3,)) + x)(keys, inputs["x"])}
+
+
+NOISY = {"noisy": Endpoint(noisy, {"x": ROW})}
+
+
+def test_merged_rows_of_several_calls_are_what_each_gives_alone():
+    executor = Executor(None, NOISY, batch_sizes=(1, 2, 4, 8))
+    key = jax.random.key(5)
+    keys = jax.random.split(jax.random.key(6), 2)
+    jobs = [
+        executor.check("noisy", {"x": rows(3)}, key=key),
+        executor.check("noisy", {"x": rows(2)}, keys=keys),
+        executor.check("noisy", {"x": rows(2)}, seed=7, first_row=10),
+    ]
+    expected = [
+        executor("noisy", {"x": rows(3)}, key=key)["y"][1:],
+        executor("noisy", {"x": rows(2)}, keys=keys)["y"],
+        executor("noisy", {"x": np.resize(rows(2), (12, 3))}, key=nnx.Rngs(7).sample())["y"][10:],
+    ]
+    expected[2] += rows(2) - np.resize(rows(2), (12, 3))[10:]
+    parts = [(jobs[0], 1, 3), (jobs[1], 0, 2), (jobs[2], 0, 2)]
+    merged = executor.merge(parts)
+    assert merged.num_rows == 6
+    np.testing.assert_array_equal(executor.run(merged)["y"][:6], np.concatenate(expected))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.int32, np.bool_, np.uint8])
+def test_rows_of_any_dtype_can_be_merged(dtype):
+    endpoint = Endpoint(lambda model, keys, inputs: {"y": inputs["x"]}, {"x": TensorSpec((3,), dtype)})
+    executor = Executor(None, {"same": endpoint}, batch_sizes=(4,))
+    arrays = [(rows(2) % 2).astype(dtype), (rows(6)[::2] % 2)[:1].astype(dtype)]
+    jobs = [executor.check("same", {"x": array}) for array in arrays]
+    merged = executor.merge([(job, 0, job.num_rows) for job in jobs])
+    np.testing.assert_array_equal(executor.run(merged)["y"][:3], np.concatenate(arrays))
+
+
+def test_a_merged_batch_that_does_not_fit_the_device_runs_in_halves():
+    executor = Executor(None, {"double": Endpoint(double, {"x": ROW})}, batch_sizes=(1, 2, 4, 8))
+    executor.warmup()
+    program = executor._program("double", {})
+    program.executables[8] = exhausted
+    jobs = [executor.check("double", {"x": rows(n)}) for n in (1, 4)]
+    for _ in range(2):
+        outputs = executor.run(executor.merge([(job, 0, job.num_rows) for job in jobs]))
+        np.testing.assert_array_equal(outputs["y"][:5], 2 * np.concatenate([rows(1), rows(4)]))
+    assert program.max_batch_size == 4
+
+
+def test_a_call_that_is_only_checked_says_what_is_wrong_at_once():
+    executor = Executor(None, NOISY)
+    bad = rows(2)
+    bad[1, 0] = np.nan
+    with pytest.raises(InputError, match="row 1 has a NaN"):
+        executor.check("noisy", {"x": bad}, seed=0)
+    with pytest.raises(InputTypeError, match="seed: expected an integer"):
+        executor.check("noisy", {"x": rows(2)}, seed="0")
+    with pytest.raises(InputError, match="seed= too"):
+        executor.check("noisy", {"x": rows(2)}, seed=0, key=jax.random.key(0))
+    later = executor.check("noisy", {"x": bad}, seed=0, values=False)
+    with pytest.raises(InputError, match="row 1 has a NaN"):
+        executor.run(executor.merge([(later, 0, 2)]))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**32 + 5, -3])
+def test_a_seed_is_the_first_sample_key_of_its_generators(seed):
+    executor = Executor(None, NOISY)
+    by_seed = executor.check("noisy", {"x": rows(1)}, seed=seed)
+    by_key = executor.check("noisy", {"x": rows(1)}, key=nnx.Rngs(seed).sample())
+    np.testing.assert_array_equal(by_seed.key_data, by_key.key_data)
+
+
 def test_a_stream_reads_no_further_ahead_than_it_must():
     executor = Executor(None, {"double": Endpoint(double, {"x": ROW})}, batch_sizes=(2,))
     read = []

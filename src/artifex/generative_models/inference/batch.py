@@ -13,8 +13,9 @@ from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import Model, sample_key
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.chunks import Rows, collect, num_rows, row_chunks
-from artifex.generative_models.inference.executor import Executor, aligned_empty, executor_for
+from artifex.generative_models.inference.executor import Executor, executor_for
 from artifex.generative_models.inference.progress import track_rows
+from artifex.generative_models.inference.rows import aligned_empty
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

@@ -26,7 +26,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -37,16 +36,25 @@ from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from artifex.generative_models.core.devices import DeviceManager
-from artifex.generative_models.core.endpoint import Endpoint, Model, TensorSpec, row_keys
+from artifex.generative_models.core.endpoint import Endpoint, Model, TensorSpec, row_keys, sample_key
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
+from artifex.generative_models.inference.rows import (
+    MAX_ROWS,
+    OWN_KEY,
+    Job,
+    Part,
+    Piece,
+    aligned_empty,
+    checked_array,
+    checked_scalar,
+    joined,
+)
 
 if TYPE_CHECKING:
-    from jax.typing import ArrayLike, DTypeLike
+    from jax.typing import DTypeLike
     from jaxtyping import Array, Key
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-MAX_ROWS = 2**32 - 1  # row numbers are uint32; the last one marks a row that brings its own key
-_OWN_KEY = np.uint32(MAX_ROWS)
 
 Inputs = Mapping[str, Any]
 Specs = Mapping[str, TensorSpec]
@@ -96,11 +104,13 @@ class Executor:
         self._on_cpu = "cpu" in platforms
         self._threaded = platforms == ["cpu"]
         self._one_place = jax.default_backend() == "cpu" and len(jax.devices()) == 1
+        if self._on_cpu:
+            _keep_freed_memory()
         num_shards = 1 if mesh is None else mesh.shape["data"]
         self.batch_sizes = tuple(sorted({-(-size // num_shards) * num_shards for size in batch_sizes}))
         self._weights = _Weights(model, self._weight_sharding, dtype)
         self._dtype = dtype
-        self._programs: dict[_Identity, _Program] = {}
+        self._programs: dict[_Identity, Program] = {}
         self._lock = threading.Lock()
         self._compile_count = 0
 
@@ -139,15 +149,15 @@ class Executor:
             OutOfDeviceMemoryError: Not even the smallest batch size fits the device.
         """
         program = self._program(endpoint, options)
-        rows = self._rows(program, inputs, num_rows, key=key, keys=keys)
+        job = self._job(program, inputs, num_rows, key=key, keys=keys)
         weights = self._weights.placed(program.weights)
-        if rows.num_rows in self.batch_sizes and rows.num_rows <= program.max_batch_size:
+        if job.num_rows in self.batch_sizes and job.num_rows <= program.max_batch_size:
             try:
-                return self._dispatch(program, weights, rows, 0, rows.num_rows, rows.num_rows)
+                return self._dispatch(weights, job, 0, job.num_rows, job.num_rows)
             except jax.errors.JaxRuntimeError as error:
-                self._halve(program, rows.num_rows, error)
-        outputs = program.allocate(rows.num_rows)
-        for _ in self._flow(program, weights, self._pieces(program, rows, outputs)):
+                self._halve(program, job.num_rows, error)
+        outputs = program.allocate(job.num_rows)
+        for _ in self._flow(weights, self._pieces(job, outputs)):
             pass
         return {name: self.place(value) for name, value in outputs.items()}
 
@@ -179,17 +189,107 @@ class Executor:
         """
         program = self._program(endpoint, options)
 
-        def pieces() -> Iterator[_Piece]:
+        def pieces() -> Iterator[Piece]:
             row = first_row
             for chunk in chunks:
                 inputs, num_rows = (None, chunk) if isinstance(chunk, int) else (chunk, None)
-                rows = self._rows(program, inputs, num_rows, key=key, first_row=row)
-                row += rows.num_rows
-                yield from self._pieces(program, rows, program.allocate(rows.num_rows))
+                job = self._job(program, inputs, num_rows, key=key, first_row=row)
+                row += job.num_rows
+                yield from self._pieces(job, program.allocate(job.num_rows))
 
-        for piece in self._flow(program, self._weights.placed(program.weights), pieces()):
-            if piece.stop == piece.rows.num_rows:
+        for piece in self._flow(self._weights.placed(program.weights), pieces()):
+            if piece.stop == piece.job.num_rows:
                 yield piece.outputs
+
+    def check(
+        self,
+        endpoint: str,
+        inputs: Inputs | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+        keys: Key[Array, " rows"] | None = None,
+        seed: int | None = None,
+        num_rows: int | None = None,
+        first_row: int = 0,
+        values: bool = True,
+        **options: Hashable,
+    ) -> Job:
+        """Checks a call that is to run later, merged with others: what queues are made of.
+
+        Args:
+            endpoint: Name of the endpoint.
+            inputs: As for a call. They are not copied: leave them as they are until they ran.
+            key: As for a call.
+            keys: As for a call.
+            seed: An integer in place of a key, which is then that of `nnx.Rngs(seed).sample()`.
+            num_rows: As for a call.
+            first_row: Number of the first row, where this call is a part of a longer job.
+            values: Whether to look for values that are not finite; else that is for `Job.check_finite`.
+            **options: As for a call.
+
+        Raises:
+            InputError, InputTypeError: As for a call.
+        """
+        program = self._program(endpoint, options)
+        job = self._job(program, inputs, num_rows, key=key, keys=keys, seed=seed, first_row=first_row)
+        for name, spec in program.endpoint.inputs.items():
+            job.inputs[name] = np.ascontiguousarray(job.inputs[name], spec.dtype)
+        if values:
+            job.check_finite(0, job.num_rows)
+            job.is_finite = True
+        return job
+
+    def merge(self, parts: Sequence[Part]) -> Job:
+        """Puts rows of several checked calls together, padded to a batch size.
+
+        Args:
+            parts: Rows of calls of one endpoint with the same options, at most the largest batch size
+                together.
+        """
+        program = parts[0][0].program
+        num_rows = sum([stop - start for _, start, stop in parts])
+        missing = self._batch_size(num_rows) - num_rows
+        inputs = {name: joined(name, spec, parts, missing) for name, spec in program.endpoint.inputs.items()}
+        is_finite = all(job.is_finite for job, _, _ in parts)
+        if not program.needs_keys:
+            return Job(program, num_rows, inputs, None, 0, is_finite)
+        identities = [job.identity(start, stop, stop - start) for job, start, stop in parts]
+        key_data, numbers = map(np.concatenate, zip(*identities, strict=True))
+        return Job(program, num_rows, inputs, key_data, numbers, is_finite)
+
+    def run(self, job: Job) -> dict[str, np.ndarray]:
+        """Runs a job of at most one batch and waits for it.
+
+        Args:
+            job: What `merge` gives.
+
+        Returns:
+            Arrays [at least rows, ...] by name; not to be written to.
+
+        Raises:
+            InputError: A value that is not finite.
+            OutOfDeviceMemoryError: Not even the smallest batch size fits the device.
+        """
+        program = job.program
+        weights = self._weights.placed(program.weights)
+        size = self._batch_size(job.num_rows)
+        if size <= program.max_batch_size:
+            try:
+                results = self._dispatch(weights, job, 0, job.num_rows, size)
+                if not self._on_cpu:
+                    for result in results.values():
+                        result.copy_to_host_async()
+                return {name: np.asarray(result) for name, result in results.items()}
+            except jax.errors.JaxRuntimeError as error:
+                self._halve(program, size, error)
+        outputs = program.allocate(job.num_rows)
+        self._complete(weights, self._pieces(job, outputs))
+        return outputs
+
+    @property
+    def parallel_executions(self) -> int:
+        """How many batches compute at the same time: one a core on the CPU, else one."""
+        return _cores() if self._threaded else 1
 
     def warmup(
         self, endpoints: Iterable[str] | None = None, batch_sizes: Iterable[int] | None = None
@@ -254,7 +354,7 @@ class Executor:
             )
         self._weights = weights
 
-    def _program(self, endpoint: str, options: Mapping[str, Hashable]) -> _Program:
+    def _program(self, endpoint: str, options: Mapping[str, Hashable]) -> Program:
         identity: _Identity = (endpoint, self._changed(endpoint, options) if options else ())
         return self._programs.get(identity) or self._new_program(identity)
 
@@ -270,14 +370,14 @@ class Executor:
                 raise InputTypeError(f"{endpoint}: option {name}: expected something hashable, got {value!r}")
         return tuple(sorted((name, value) for name, value in options.items() if value != defaults[name]))
 
-    def _new_program(self, identity: _Identity) -> _Program:
+    def _new_program(self, identity: _Identity) -> Program:
         name, options = identity
         endpoint = self.endpoints.get(name)
         if endpoint is None:
             raise InputError(f"no endpoint {name!r}; there are {', '.join(self.endpoints)}")
         with self._lock:
             if identity not in self._programs:
-                self._programs[identity] = _Program(
+                self._programs[identity] = Program(
                     name,
                     endpoint,
                     dict(options),
@@ -288,22 +388,25 @@ class Executor:
                 )
             return self._programs[identity]
 
-    def _rows(
+    def _job(
         self,
-        program: _Program,
+        program: Program,
         inputs: Inputs | None,
         num_rows: int | None,
         *,
         key: Any = None,
         keys: Any = None,
+        seed: int | None = None,
         first_row: int = 0,
-    ) -> _Rows:
+    ) -> Job:
         """Checks what a caller gives and puts it into the form that pieces are cut from."""
+        if first_row < 0:
+            raise InputError(f"{program.name}: first_row: expected a row number from 0, got {first_row}")
         inputs = inputs or {}
         specs = program.endpoint.inputs
-        if not inputs.keys() <= specs.keys():
-            unknown = ", ".join(map(repr, inputs.keys() - specs.keys()))
-            raise InputError(f"{program.name}: unknown input {unknown}; it takes {', '.join(specs)}")
+        for name in inputs:
+            if name not in specs:
+                raise InputError(f"{program.name}: unknown input {name!r}; it takes {', '.join(specs)}")
         arrays: dict[str, Any] = {}
         scalars: dict[str, float] = {}
         for name, spec in specs.items():
@@ -311,16 +414,16 @@ class Executor:
             if value is None:
                 raise InputError(f"{program.name}: missing input {name!r}, rows of {spec.shape}")
             if spec.shape == () and np.ndim(value) == 0:
-                scalars[name] = _checked_scalar(program.name, name, spec, value)
+                scalars[name] = checked_scalar(program.name, name, spec, value)
                 continue
-            array = _checked_array(program.name, name, spec, value)
+            array = checked_array(program.name, name, spec, value)
             if num_rows is None:
                 num_rows = len(array)
             elif num_rows != len(array):
                 raise InputError(
                     f"{program.name}: {name} has {len(array)} rows where {num_rows} were expected"
                 )
-            arrays[name] = self._as_pieces_need(array, spec) if isinstance(array, jax.Array) else array
+            arrays[name] = array if isinstance(array, np.ndarray) else self._as_pieces_need(array, spec)
         if keys is not None and num_rows is None:
             num_rows = len(keys)
         if num_rows is None:
@@ -332,13 +435,19 @@ class Executor:
         for name, value in scalars.items():
             arrays[name] = np.full(num_rows, value, specs[name].dtype)
         if not program.needs_keys:
-            return _Rows(num_rows, arrays, None, first_row)
-        if (key is None) == (keys is None):
-            raise InputError(f"{program.name} draws random numbers: pass either key= or keys=")
+            return Job(program, num_rows, arrays, None, first_row)
+        if (key is not None) + (keys is not None) + (seed is not None) != 1:
+            raise InputError(
+                f"{program.name} draws random numbers: pass either key= or keys=; a Batcher takes seed= too"
+            )
+        if seed is not None:
+            if not isinstance(seed, int | np.integer):
+                raise InputTypeError(f"{program.name}: seed: expected an integer, got {seed!r}")
+            return Job(program, num_rows, arrays, _seed_key_data(int(seed)), first_row)
         if keys is not None and len(keys) != num_rows:
             raise InputError(f"{program.name}: got {len(keys)} keys for {num_rows} rows")
         data = program.key_data(key if keys is None else keys, ndim=0 if keys is None else 1)
-        return _Rows(num_rows, arrays, data, first_row)
+        return Job(program, num_rows, arrays, data, first_row)
 
     def _as_pieces_need(self, array: jax.Array, spec: TensorSpec) -> jax.Array | np.ndarray:
         """Leaves an array on the device if it is a whole batch; others are cut on the host."""
@@ -349,34 +458,35 @@ class Executor:
         return jax.device_put(array, self._row_sharding)
 
     def _pieces(
-        self, program: _Program, rows: _Rows, outputs: dict[str, np.ndarray], start: int = 0, stop: int = 0
-    ) -> Iterator[_Piece]:
-        stop = stop or rows.num_rows
+        self, job: Job, outputs: dict[str, np.ndarray], start: int = 0, stop: int = 0
+    ) -> Iterator[Piece]:
+        stop = stop or job.num_rows
         while start < stop:
-            end = min(start + program.max_batch_size, stop)
-            size = next(size for size in self.batch_sizes if size >= end - start)
-            yield _Piece(rows, start, end, size, outputs)
+            end = min(start + job.program.max_batch_size, stop)
+            yield Piece(job, start, end, self._batch_size(end - start), outputs)
             start = end
 
-    def _flow(
-        self, program: _Program, weights: Sequence[Array], pieces: Iterable[_Piece]
-    ) -> Iterator[_Piece]:
+    def _batch_size(self, num_rows: int) -> int:
+        """The smallest that holds so many rows."""
+        return next(size for size in self.batch_sizes if size >= num_rows)
+
+    def _flow(self, weights: Sequence[Array], pieces: Iterable[Piece]) -> Iterator[Piece]:
         """Runs pieces, several at once, and yields them in order when their outputs are on the host."""
         pieces = iter(pieces)
         head = list(itertools.islice(pieces, 2))
         if len(head) == 1:  # nothing to overlap with, so no thread is worth waking
-            self._complete(program, weights, head)
+            self._complete(weights, head)
             yield head[0]
             return
         pieces = itertools.chain(head, pieces)
-        window: deque[tuple[list[_Piece], Future[None] | _Dispatched]] = deque()
+        window: deque[tuple[list[Piece], Future[None] | _Dispatched]] = deque()
         depth = 2 * _executions_in_flight() if self._threaded else 1
         try:
             for group in _groups(pieces) if self._threaded else ([piece] for piece in pieces):
                 if self._threaded:
-                    window.append((group, _pool().submit(self._complete, program, weights, group)))
+                    window.append((group, _pool().submit(self._complete, weights, group)))
                 else:
-                    window.append((group, _Dispatched(self, program, weights, group[0])))
+                    window.append((group, _Dispatched(self, weights, group[0])))
                 if len(window) > depth:
                     yield from _finished(window)
             while window:
@@ -385,30 +495,29 @@ class Executor:
             for _, waiting in window:
                 waiting.cancel()
 
-    def _complete(self, program: _Program, weights: Sequence[Array], pieces: Iterable[_Piece]) -> None:
+    def _complete(self, weights: Sequence[Array], pieces: Iterable[Piece]) -> None:
         """Runs pieces to the end, one after another, in smaller ones where they no longer fit the device."""
         for piece in pieces:
-            if piece.size <= program.max_batch_size:
+            if piece.size <= piece.job.program.max_batch_size:
                 try:
-                    results = self._dispatch(
-                        program, weights, piece.rows, piece.start, piece.stop, piece.size
-                    )
-                    piece.write(results)
+                    piece.write(self._dispatch(weights, piece.job, piece.start, piece.stop, piece.size))
                     continue
                 except jax.errors.JaxRuntimeError as error:
-                    self._halve(program, piece.size, error)
-            smaller = self._pieces(program, piece.rows, piece.outputs, piece.start, piece.stop)
-            self._complete(program, weights, smaller)
+                    self._halve(piece.job.program, piece.size, error)
+            smaller = self._pieces(piece.job, piece.outputs, piece.start, piece.stop)
+            self._complete(weights, smaller)
 
     def _dispatch(
-        self, program: _Program, weights: Sequence[Array], rows: _Rows, start: int, stop: int, size: int
+        self, weights: Sequence[Array], job: Job, start: int, stop: int, size: int
     ) -> dict[str, Array]:
+        program = job.program
         executable = program.executables.get(size) or self._executable(program, size)
-        results = executable(*weights, *rows.arguments(program, start, stop, size))
-        rows.check_finite(program, start, stop)  # while the device computes; a bad row spoils no other
+        results = executable(*weights, *job.arguments(start, stop, size))
+        if not job.is_finite:
+            job.check_finite(start, stop)  # while the device computes; a bad row spoils no other
         return results
 
-    def _halve(self, program: _Program, size: int, error: jax.errors.JaxRuntimeError) -> None:
+    def _halve(self, program: Program, size: int, error: jax.errors.JaxRuntimeError) -> None:
         """Remembers that a batch size does not fit the device; raises any other failure as it is."""
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise error
@@ -420,7 +529,7 @@ class Executor:
         half = max((s for s in smaller if s <= size // 2), default=smaller[0])
         program.max_batch_size = min(program.max_batch_size, half)
 
-    def _executable(self, program: _Program, size: int) -> Callable[..., dict[str, Array]]:
+    def _executable(self, program: Program, size: int) -> Callable[..., dict[str, Array]]:
         """Compiles a batch size, once however many threads ask for it."""
         with self._lock:
             pending = program.pending.get(size)
@@ -482,7 +591,7 @@ class _Weights:
         return jax.device_put(leaf, self._sharding)
 
 
-class _Program:
+class Program:
     """One endpoint with one choice of options, and its executables by batch size."""
 
     def __init__(
@@ -535,7 +644,7 @@ class _Program:
 
     def _row_keys(self, key_data: Any, numbers: Any) -> Any:
         keys = jax.random.wrap_key_data(key_data, impl=self.key_impl)
-        return jnp.where(numbers == _OWN_KEY, keys, row_keys(keys, numbers))
+        return jnp.where(numbers == OWN_KEY, keys, row_keys(keys, numbers))
 
     def _row_avals(self, size: int) -> list[jax.ShapeDtypeStruct]:
         avals = [jax.ShapeDtypeStruct((size, *s.shape), s.dtype) for s in self.endpoint.inputs.values()]
@@ -569,6 +678,7 @@ class _Program:
         weight_sharding: jax.sharding.Sharding,
         row_sharding: jax.sharding.Sharding,
     ) -> Callable[..., dict[str, Array]]:
+        """Compiles a batch size."""
         placed = weights.placed(self.weights)
         rows = self._row_avals(size)
         shardings = (*[weight_sharding] * len(placed), *[row_sharding] * len(rows))
@@ -586,81 +696,30 @@ class _Program:
             )
         return np.asarray(jax.random.key_data(keys))
 
-    def allocate(self, num_rows: int) -> dict[str, np.ndarray]:
-        return {
-            name: aligned_empty((num_rows, *spec.shape), spec.dtype) for name, spec in self.outputs.items()
-        }
+    @functools.cached_property
+    def bytes_per_row(self) -> int:
+        """Bytes of one row's inputs and outputs."""
+        specs = (*self.endpoint.inputs.values(), *self.outputs.values())
+        return sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
 
-
-@dataclass(slots=True)
-class _Rows:
-    """The checked rows of one call, or of one chunk of a stream."""
-
-    num_rows: int
-    inputs: dict[str, Any]
-    key_data: np.ndarray | None  # [words], or [rows, words] where rows bring their own keys
-    first_row: int
-
-    def arguments(self, program: _Program, start: int, stop: int, size: int) -> list[Any]:
-        """What the executable takes after the weights: a slice, padded to a batch size."""
-        inputs = [self._input(program, name, start, stop, size) for name in program.endpoint.inputs]
-        return [*self._identity(program, start, stop, size), *inputs] if program.needs_keys else inputs
-
-    def _identity(self, program: _Program, start: int, stop: int, size: int) -> tuple[Any, Any]:
-        assert self.key_data is not None
-        if self.key_data.ndim == 2:
-            return _padded(self.key_data[start:stop], size, np.uint32), np.full(size, _OWN_KEY)
-        first = self.first_row + start
-        numbers = np.arange(first, first + size).astype(np.uint32)
-        return np.broadcast_to(self.key_data, (size, program.key_words)), numbers
-
-    def _input(self, program: _Program, name: str, start: int, stop: int, size: int) -> Any:
-        array = self.inputs[name]
-        if isinstance(array, jax.Array):
-            if stop - start == size == self.num_rows:
-                return array
-            array = np.asarray(array)
-        return _padded(array[start:stop], size, program.endpoint.inputs[name].dtype)
-
-    def check_finite(self, program: _Program, start: int, stop: int) -> None:
-        for name, array in self.inputs.items():
-            if isinstance(array, jax.Array) and not program.on_cpu:
-                continue  # looking would wait for it to come back from the accelerator
-            part = array[start:stop] if isinstance(array, np.ndarray) else np.asarray(array)[start:stop]
-            if part.dtype.kind not in "iub" and np.count_nonzero(finite := np.isfinite(part)) < part.size:
-                row = self.first_row + start + int(np.argmin(finite.reshape(len(part), -1).all(axis=1)))
-                raise InputError(f"{program.name}: {name}: row {row} has a NaN or infinite value")
-
-
-@dataclass(slots=True)
-class _Piece:
-    """Rows `start` to `stop`, to run as one batch of `size` rows, and where their outputs go."""
-
-    rows: _Rows
-    start: int
-    stop: int
-    size: int
-    outputs: dict[str, np.ndarray]
-
-    def write(self, results: Mapping[str, Array]) -> None:
-        for name, output in self.outputs.items():
-            output[self.start : self.stop] = np.asarray(results[name])[: self.stop - self.start]
+    def allocate(self, num_rows: int, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Arrays for the outputs of so many rows, all or those named."""
+        specs = {name: self.outputs[name] for name in (self.outputs if names is None else names)}
+        return {name: aligned_empty((num_rows, *spec.shape), spec.dtype) for name, spec in specs.items()}
 
 
 class _Dispatched:
     """A piece under way on a backend that runs asynchronously."""
 
-    def __init__(self, executor: Executor, program: _Program, weights: Sequence[Array], piece: _Piece):
-        self._again = functools.partial(executor._complete, program, weights, [piece])
-        self._halve = functools.partial(executor._halve, program, piece.size)
+    def __init__(self, executor: Executor, weights: Sequence[Array], piece: Piece):
+        self._again = functools.partial(executor._complete, weights, [piece])
+        self._halve = functools.partial(executor._halve, piece.job.program, piece.size)
         self._piece = piece
         self._results: dict[str, Array] | None = None
-        if piece.size > program.max_batch_size:
+        if piece.size > piece.job.program.max_batch_size:
             return
         try:
-            self._results = executor._dispatch(
-                program, weights, piece.rows, piece.start, piece.stop, piece.size
-            )
+            self._results = executor._dispatch(weights, piece.job, piece.start, piece.stop, piece.size)
             for result in self._results.values():
                 result.copy_to_host_async()
         except jax.errors.JaxRuntimeError as error:
@@ -681,13 +740,13 @@ class _Dispatched:
         """What is dispatched runs to its end; nobody waits for it."""
 
 
-def _finished(window: deque[tuple[list[_Piece], Future[None] | _Dispatched]]) -> list[_Piece]:
+def _finished(window: deque[tuple[list[Piece], Future[None] | _Dispatched]]) -> list[Piece]:
     pieces, task = window.popleft()
     task.result()
     return pieces
 
 
-def _groups(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+def _groups(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
     """Pieces for one thread to run in a row: few at first, so that all start, then enough to pay a hop."""
     for size in itertools.chain(*([n] * _executions_in_flight() for n in (1, 2, 4)), itertools.repeat(8)):
         group = list(itertools.islice(pieces, size))
@@ -705,10 +764,25 @@ def _shardings(mesh: Mesh | None) -> tuple[jax.sharding.Sharding, jax.sharding.S
 
 
 @functools.cache
+def _cores() -> int:
+    """How many executions compute at once on the CPU."""
+    return min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, 8)
+
+
 def _executions_in_flight() -> int:
     """How many executions keep this process's CPU cores busy: one each, and one that is copying."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return min(cores, 8) + 1
+    return _cores() + 1
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Makes the C library hold on to the temporary buffers that executions free.
+
+    GNU's gives large blocks back to the system and has the next execution fault every page in anew, until
+    it has once seen a block of such a size freed: then it keeps all up to that size, 32 MiB at most. Without
+    this a batch of 64 pictures alone takes twice as long.
+    """
+    np.empty(31 << 20, np.uint8)
 
 
 @functools.cache
@@ -733,24 +807,19 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_executions_in_flight(), thread_name_prefix="artifex")
 
 
+@functools.cache
+def _seed_keys() -> Callable[[np.uint32], Array]:
+    """`sample_key` compiled, which takes a fiftieth of the time."""
+    return jax.jit(lambda seed: jax.random.key_data(sample_key(nnx.Rngs(jax.random.key(seed)))))
+
+
+@functools.lru_cache(maxsize=1024)
+def _seed_key_data(seed: int) -> np.ndarray:
+    return np.asarray(_seed_keys()(np.uint32(seed & 0xFFFFFFFF)))
+
+
 def _aval(array: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
-
-
-def _padded(rows: np.ndarray, size: int, dtype: DTypeLike) -> np.ndarray:
-    if len(rows) == size:
-        return np.asarray(rows, dtype)
-    padded = np.zeros((size, *rows.shape[1:]), dtype)
-    padded[: len(rows)] = rows
-    return padded
-
-
-def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """An array that JAX's CPU backend can take over without a copy: aligned to 64 bytes."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    buffer = np.empty(size + 64, np.uint8)
-    start = -buffer.ctypes.data % 64
-    return buffer[start : start + size].view(dtype).reshape(shape)
 
 
 def _has_strided_convolution(jaxpr: Any) -> bool:
@@ -766,40 +835,6 @@ def _has_strided_convolution(jaxpr: Any) -> bool:
 
 def _as_floating(value: Any, dtype: DTypeLike) -> Any:
     return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
-
-
-def _checked_array(endpoint: str, name: str, spec: TensorSpec, value: ArrayLike) -> Any:
-    array = value if isinstance(value, jax.Array | np.ndarray) else np.asarray(value)
-    shape = array.shape
-    if (
-        shape[1:] == spec.shape
-        and shape
-        and (array.dtype == spec.dtype or _same_kind(array.dtype, spec.dtype))
-    ):
-        return array
-    axes = "".join(f", {size}" for size in spec.shape)
-    wanted = f"{endpoint}: {name}: expected {np.dtype(spec.dtype).name} [rows{axes}]"
-    if not _same_kind(array.dtype, spec.dtype):
-        remedy = "; scale pictures first: an InferencePipeline does" if array.dtype == np.uint8 else ""
-        raise InputTypeError(f"{wanted}, got {array.dtype}{remedy}")
-    remedy = "; add a batch axis: x[None]" if shape == spec.shape else ""
-    raise InputError(f"{wanted}, got shape {shape}{remedy}")
-
-
-def _checked_scalar(endpoint: str, name: str, spec: TensorSpec, value: Any) -> float:
-    number, dtype = np.asarray(value), np.dtype(spec.dtype)
-    if not (_same_kind(number.dtype, dtype) or (number.dtype.kind in "iu" and dtype.kind == "f")):
-        raise InputTypeError(f"{endpoint}: {name}: expected {dtype.name}, got {value!r}")
-    if not np.isfinite(number):
-        raise InputError(f"{endpoint}: {name}: expected a finite number, got {value!r}")
-    return number.item()
-
-
-def _same_kind(given: DTypeLike, wanted: DTypeLike) -> bool:
-    return any(
-        jnp.issubdtype(given, kind) and jnp.issubdtype(wanted, kind)
-        for kind in (jnp.floating, jnp.integer, jnp.bool_, jnp.complexfloating)
-    )
 
 
 _shared: weakref.WeakKeyDictionary[Any, dict[Hashable, Executor]] = weakref.WeakKeyDictionary()
