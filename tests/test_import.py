@@ -12,8 +12,11 @@ NAMES = {
     artifex: ["__version__", "load"],
     core: ["DeviceManager", "Endpoint", "Model", "TensorSpec"],
     inference: [
+        "AsyncInferenceServer",
+        "Batcher",
         "Executor",
         "InferencePipeline",
+        "StreamingGenerator",
         "batch_encode_images",
         "batch_generate_samples",
         "denormalize_images",
@@ -26,6 +29,7 @@ NAMES = {
         "memory_efficient_inference",
         "normalize_images",
         "parallel_batch_inference",
+        "stream_samples",
     ],
 }
 
@@ -55,6 +59,9 @@ def test_the_tree_of_errors_is_the_one_drawn() -> None:
         "CheckpointCorruptError": {"CheckpointError"},
         "ExportError": {"ArtifexError"},
         "OutputError": {"ArtifexError"},
+        "Overloaded": {"ArtifexError"},
+        "DeadlineExceededError": {"ArtifexError", "TimeoutError"},
+        "ClosedError": {"ArtifexError", "RuntimeError"},
         "OutOfDeviceMemoryError": {"ArtifexError"},
         "ArtifexError": {"Exception"},
     }

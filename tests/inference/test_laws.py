@@ -1,5 +1,7 @@
 """The laws that every endpoint of every model obeys; a new endpoint costs a line in `CASES`."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from artifex.generative_models.inference import Executor
+from artifex.generative_models.inference import Batcher, Executor
 from artifex.generative_models.models.vae import VAE
 
 # One float32 rounding of a sum of a few thousand products, as batch sizes sum in different orders.
@@ -135,6 +137,31 @@ def test_a_mesh_gives_what_one_device_gives(case, keys):
     sharded = Executor(executor_model(executor), mesh=mesh, batch_sizes=BATCH_SIZES)
     assert sharded.batch_sizes == (2, 4, 8, 16)
     assert_close(run(sharded, endpoint, inputs, keys), run(executor, endpoint, inputs, keys))
+
+
+@every_endpoint
+@pytest.mark.parametrize("on_a_mesh", [False, True], ids=["one device", "mesh"])
+def test_strangers_in_a_busy_batcher_change_nothing(case, keys, on_a_mesh):
+    executor, endpoint, inputs = case
+    whole = run(executor, endpoint, inputs, keys)
+    cuts = [*range(0, 20, 3), 20, 21, ROWS]
+    if on_a_mesh:
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        executor = Executor(executor_model(executor), executor.endpoints, mesh=mesh, batch_sizes=BATCH_SIZES)
+    with Batcher(executor) as batcher:
+        futures = [
+            batcher.submit(
+                endpoint,
+                {name: value[start:stop] for name, value in inputs.items()},
+                keys=keys[start:stop] if endpoint == "generate" else None,
+            )
+            for _ in range(3)
+            for start, stop in itertools.pairwise(cuts)
+        ]
+        parts = [future.result() for future in futures]
+    for name, value in whole.items():
+        joined = np.concatenate([part[name] for part in parts])
+        np.testing.assert_allclose(joined, np.concatenate([value] * 3), **TOLERANCE)
 
 
 @pytest.mark.parametrize("model", ["mnist-vae", "odd-vae"])

@@ -1,5 +1,7 @@
 """What the user's specification types, typed as a user would."""
 
+import asyncio
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,9 @@ from artifex.generative_models.core.checkpointing import (
     setup_checkpoint_manager,
 )
 from artifex.generative_models.inference import (
+    AsyncInferenceServer,
     InferencePipeline,
+    StreamingGenerator,
     batch_encode_images,
     batch_generate_samples,
     encode_images_jit,
@@ -24,6 +28,7 @@ from artifex.generative_models.inference import (
     load_model_for_inference,
     memory_efficient_inference,
     parallel_batch_inference,
+    stream_samples,
 )
 from artifex.generative_models.models.vae import VAE
 
@@ -116,3 +121,29 @@ def test_the_pipeline_takes_functions_written_with_jax(model, digits):
     assert pipeline.decode(latents).dtype == jnp.uint8
     assert pipeline.reconstruct(images).shape == (40, 28, 28, 1)
     assert pipeline.generate(16, rngs=nnx.Rngs(42)).shape == (16, 28, 28, 1)
+
+
+def test_streaming(model):
+    seen = []
+    for i, sample in enumerate(StreamingGenerator(model, seed=42)):
+        if i >= 5:
+            break
+        seen.append(sample.shape)
+    assert seen == [(28, 28, 1)] * 5
+    assert sum(1 for _ in stream_samples(model, num_samples=7)) == 7
+
+
+def test_concurrent_requests(model, pictures):
+    async def process_concurrent_requests():
+        server = AsyncInferenceServer(model, max_workers=4)
+        tasks = [server.generate_async(16, nnx.Rngs(i)) for i in range(10)]
+        results = await asyncio.gather(*tasks)
+        latents = await server.encode_async(jnp.asarray(pictures[:3]))
+        decoded = await server.decode_async(latents)
+        server.shutdown()
+        return results, latents, decoded
+
+    results, latents, decoded = asyncio.run(process_concurrent_requests())
+    assert [result.shape for result in results] == [(16, 28, 28, 1)] * 10
+    np.testing.assert_allclose(latents, encode_images_jit(model, pictures[:3]), rtol=1e-4, atol=1e-5)
+    assert decoded.shape == (3, 28, 28, 1)

@@ -11,6 +11,10 @@
     │   └── CheckpointCorruptError          unreadable, or its contents fail their checksums
     ├── ExportError                         an export cannot be written
     ├── OutputError                         a result cannot be written or resumed
+    ├── Overloaded                          the queue is full: try again later
+    ├── DeadlineExceededError (TimeoutError)
+    │                                       a request's timeout passed before it was under way
+    ├── ClosedError (RuntimeError)          what was asked for, or of, is closed
     └── OutOfDeviceMemoryError              not even the smallest batch fits the device
 
 Failures of the operating system stay `OSError`; a bug stays whatever it is.
@@ -59,6 +63,18 @@ class ExportError(ArtifexError):
 
 class OutputError(ArtifexError):
     """A result cannot be written or resumed."""
+
+
+class Overloaded(ArtifexError):  # noqa: N818
+    """The queue is full: try again later."""
+
+
+class DeadlineExceededError(ArtifexError, TimeoutError):
+    """A request's timeout passed before it was under way."""
+
+
+class ClosedError(ArtifexError, RuntimeError):
+    """What was asked for, or of, is closed."""
 
 
 class OutOfDeviceMemoryError(ArtifexError):

@@ -6,6 +6,7 @@ from artifex.generative_models.inference.batch import (
     memory_efficient_inference,
     parallel_batch_inference,
 )
+from artifex.generative_models.inference.batcher import AsyncInferenceServer, Batcher
 from artifex.generative_models.inference.compiled import (
     encode_images_jit,
     generate_samples_jit,
@@ -16,10 +17,14 @@ from artifex.generative_models.inference.exporting import export_model
 from artifex.generative_models.inference.images import denormalize_images, normalize_images
 from artifex.generative_models.inference.loading import load_exported_model, load_model_for_inference
 from artifex.generative_models.inference.pipeline import InferencePipeline
+from artifex.generative_models.inference.streaming import StreamingGenerator, stream_samples
 
 __all__ = [
+    "AsyncInferenceServer",
+    "Batcher",
     "Executor",
     "InferencePipeline",
+    "StreamingGenerator",
     "batch_encode_images",
     "batch_generate_samples",
     "denormalize_images",
@@ -32,4 +37,5 @@ __all__ = [
     "memory_efficient_inference",
     "normalize_images",
     "parallel_batch_inference",
+    "stream_samples",
 ]
