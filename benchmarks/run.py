@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("start_up", "overhead", "batch_sizes", "offline", "memory")
+BENCHMARKS = ("start_up", "overhead", "batch_sizes", "offline", "memory", "concurrency")
 
 
 def main() -> None:
