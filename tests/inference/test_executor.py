@@ -403,7 +403,9 @@ def test_merged_rows_of_several_calls_are_what_each_gives_alone():
     parts = [(jobs[0], 1, 3), (jobs[1], 0, 2), (jobs[2], 0, 2)]
     merged = executor.merge(parts)
     assert merged.num_rows == 6
-    np.testing.assert_array_equal(executor.run(merged)["y"][:6], np.concatenate(expected))
+    outputs = executor.run(merged)["y"][:6]
+    # another batch size may round the normal distribution's inverse otherwise
+    np.testing.assert_allclose(outputs, np.concatenate(expected), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.int32, np.bool_, np.uint8])
