@@ -20,6 +20,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+Row = list[object]  # of a table
+Facts = dict[str, object]  # of the JSON line
+
 
 def machine() -> dict[str, object]:
     """The device and the versions that a result belongs to."""

@@ -29,7 +29,7 @@ from clients import (
     now,
     percentiles,
 )
-from common import digits, ratio, report
+from common import Facts, Row, digits, ratio, report
 from soak import soak
 from streams import streams
 
@@ -42,9 +42,6 @@ TURN_SECONDS = {"offline": 1.0, "Artifex": 2.0, "specification": 2.0}  # of thos
 OTHER_TURN_SECONDS = 0.6
 THREAD_ROWS = 32
 ONE_CLIENT_CALLS = 2500
-
-Row = list[object]
-Facts = dict[str, object]
 
 
 def offline(executor: Executor, images: np.ndarray, seconds: float) -> Turn:

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from clients import now, percentiles
+from common import Facts, Row
 
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference import AsyncInferenceServer, Executor
-
-Row = list[object]
-Facts = dict[str, object]
 
 
 class Tally:

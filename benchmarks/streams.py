@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 from clients import no_collector, now
-from common import ratio
+from common import Facts, Row, ratio
 from flax import nnx
 
 from artifex.generative_models.inference import Executor, StreamingGenerator, batch_generate_samples
@@ -24,9 +24,6 @@ ROWS = 20_000
 ROUNDS = 5
 FIRST_SAMPLES = 300
 GROWN = 1024  # samples of a stream until its blocks have their full size
-
-Row = list[object]
-Facts = dict[str, object]
 
 
 def streams(executor: Executor) -> tuple[list[Row], Facts]:

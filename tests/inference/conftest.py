@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared import TIMEOUT
 
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.inference import Batcher, Executor
 
-TIMEOUT = 30  # seconds after which a test that waits has failed
 ROW = TensorSpec((3,), jnp.float32)
 
 Batch = namedtuple("Batch", ["endpoint", "options", "rows", "size"])  # rows: the first number of each

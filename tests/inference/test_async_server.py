@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from shared import TIMEOUT, TOLERANCE, rows
 
 from artifex.generative_models.core.errors import ClosedError, DeadlineExceededError, InputError
 from artifex.generative_models.inference import (
@@ -17,15 +18,6 @@ from artifex.generative_models.inference import (
     batch_encode_images,
     batch_generate_samples,
 )
-
-TIMEOUT = 30
-# One float32 rounding of a sum of a few thousand products, as batch sizes sum in different orders.
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def rows(n, first=1):
-    """Rows that tell their numbers: 3 numbers a row, the first of them `first`, `first + 1`, ..."""
-    return np.arange(first, first + n, dtype=np.float32)[:, None] * np.ones(3, np.float32)
 
 
 def run(main):

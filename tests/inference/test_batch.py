@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from shared import TOLERANCE
 
 from artifex.generative_models.core.errors import InputError, InputTypeError
 from artifex.generative_models.inference import (
@@ -16,9 +17,6 @@ from artifex.generative_models.inference import (
 )
 
 ROWS = 77  # two whole batches of 32 and a ragged one; odd, so two devices cannot share it evenly
-
-# Batches of different sizes sum in different orders.
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from shared import TIMEOUT, TOLERANCE, rows
 
 from artifex.generative_models.core.endpoint import sample_key
 from artifex.generative_models.inference import Batcher, Executor, batch_generate_samples
 
-TIMEOUT = 30
-# One float32 rounding of a sum of a few thousand products, as batch sizes sum in different orders.
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 SEEDS = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, -1, -(2**31)]
-
-
-def rows(n, first=1):
-    return np.arange(first, first + n, dtype=np.float32)[:, None] * np.ones(3, np.float32)
 
 
 def split_key(seed, n):

@@ -9,20 +9,10 @@ from concurrent.futures import wait
 
 import numpy as np
 import pytest
+from shared import TIMEOUT, rows, submit
 
 from artifex.generative_models.core.errors import ClosedError
 from artifex.generative_models.inference.batcher import Batcher, OutputsFuture
-
-TIMEOUT = 30
-
-
-def rows(n, first=1):
-    """Rows that tell their numbers: 3 numbers a row, the first of them `first`, `first + 1`, ..."""
-    return np.arange(first, first + n, dtype=np.float32)[:, None] * np.ones(3, np.float32)
-
-
-def submit(batcher, n, first=1, endpoint="double", **arguments):
-    return batcher.submit(endpoint, {"x": rows(n, first)}, **arguments)
 
 
 def threads(batcher):

@@ -5,6 +5,7 @@ import asyncio
 import jax
 import numpy as np
 import pytest
+from shared import TIMEOUT, rows, submit
 
 from artifex.generative_models.core.errors import (
     ClosedError,
@@ -15,17 +16,6 @@ from artifex.generative_models.core.errors import (
 )
 from artifex.generative_models.inference import Executor
 from artifex.generative_models.inference.batcher import Batcher
-
-TIMEOUT = 30
-
-
-def rows(n, first=1):
-    """Rows that tell their numbers: 3 numbers a row, the first of them `first`, `first + 1`, ..."""
-    return np.arange(first, first + n, dtype=np.float32)[:, None] * np.ones(3, np.float32)
-
-
-def submit(batcher, n, first=1):
-    return batcher.submit("double", {"x": rows(n, first)})
 
 
 def with_value(value, row=2):
@@ -69,7 +59,12 @@ BAD = {
     "negative timeout": (("double", X), {"timeout": -0.1}, InputError, "timeout: expected seconds from 0"),
     "no timeout": (("double", X), {"timeout": float("nan")}, InputError, "got nan"),
     "too many rows": (("double", {"x": rows(21)}), {}, InputError, "never fit a queue of 20 rows"),
-    "too many bytes": (("scaled", {"x": rows(18)}), {}, InputError, r"504 bytes\) never fit .*\(500 bytes\)"),
+    "too many bytes": (
+        ("scaled", {"x": rows(18)}),
+        {},
+        InputError,
+        r"504 bytes\) never fit .*\(500 bytes\)",
+    ),
 }
 bad = pytest.mark.parametrize(("arguments", "keywords", "error", "message"), BAD.values(), ids=BAD.keys())
 

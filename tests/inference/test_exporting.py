@@ -209,7 +209,7 @@ def run(root, what, how, number):
         limit_files(number)
         try:
             write()
-        except Exception as error:
+        except Exception as error:  # printed for the parent, which says which one it must be
             names = sorted(str(path.relative_to(root)) for path in root.rglob("*tmp*"))
             print(f"{type(error).__name__}: {names}".replace("\\n", " "), flush=True)
         limit_files(resource.RLIM_INFINITY)

@@ -8,12 +8,11 @@ import pytest
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shared import TOLERANCE
 
 from artifex.generative_models.inference import Batcher, Executor
 from artifex.generative_models.models.vae import VAE
 
-# One float32 rounding of a sum of a few thousand products, as batch sizes sum in different orders.
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 BATCH_SIZES = (1, 2, 4, 8, 16)
 ROWS = 29
 

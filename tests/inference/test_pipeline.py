@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from shared import TOLERANCE
 
 import artifex
 from artifex.generative_models.core.errors import ConfigError, InputError
@@ -14,9 +15,6 @@ from artifex.generative_models.inference import (
     export_model,
     normalize_images,
 )
-
-# Batches of different sizes sum in different orders.
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")

@@ -6,21 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import TIMEOUT, rows, submit
 
 from artifex.generative_models.core.errors import DeadlineExceededError
 from artifex.generative_models.inference import Executor
 from artifex.generative_models.inference.scheduler import batch_rows
-
-TIMEOUT = 30
-
-
-def rows(n, first=1):
-    """Rows that tell their numbers: 3 numbers a row, the first of them `first`, `first + 1`, ..."""
-    return np.arange(first, first + n, dtype=np.float32)[:, None] * np.ones(3, np.float32)
-
-
-def submit(batcher, n, first=1, endpoint="double", **arguments):
-    return batcher.submit(endpoint, {"x": rows(n, first)}, **arguments)
 
 
 def result(future):

@@ -7,21 +7,12 @@ from concurrent.futures import CancelledError, wait
 
 import numpy as np
 import pytest
+from shared import TIMEOUT, rows, submit
 
 from artifex.generative_models.core.errors import DeadlineExceededError, InputError, Overloaded
 from artifex.generative_models.inference.scheduler import BatcherStats
 
-TIMEOUT = 30
 BYTES_PER_ROW = 2 * 3 * 4  # of `double`: three float32 in, three out
-
-
-def rows(n, first=1):
-    """Rows that tell their numbers: 3 numbers a row, the first of them `first`, `first + 1`, ..."""
-    return np.arange(first, first + n, dtype=np.float32)[:, None] * np.ones(3, np.float32)
-
-
-def submit(batcher, n, first=1, endpoint="double", **arguments):
-    return batcher.submit(endpoint, {"x": rows(n, first)}, **arguments)
 
 
 def result(future):
@@ -199,7 +190,11 @@ def test_cancel_says_whether_it_came_in_time(held, gate):
 
 def test_stats_of_a_known_sequence(held, gate):
     batcher = held(max_queued_rows=16)
-    answered = [submit(batcher, 10), submit(batcher, 2, 50), batcher.submit("noise", seed=1, num_rows=3)]
+    answered = [
+        submit(batcher, 10),
+        submit(batcher, 2, 50),
+        batcher.submit("noise", seed=1, num_rows=3),
+    ]
     with pytest.raises(Overloaded):
         submit(batcher, 2)
     submit(batcher, 1).cancel()

@@ -15,12 +15,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from shared import TIMEOUT
 
 from artifex.generative_models.core.endpoint import sample_key
 from artifex.generative_models.core.errors import ClosedError, DeadlineExceededError, Overloaded
 from artifex.generative_models.inference.batcher import Batcher
 
-TIMEOUT = 30
 MAGIC = 13.0  # a row that the device does not bear
 MAX_ROWS = 20
 SEEDS = (0, 7, 2**32 - 1)

@@ -60,7 +60,7 @@ class Batcher:
     ):
         self.executor = executor_for(model)
         if max_in_flight is None:
-            max_in_flight = self.executor.parallel_executions + 1
+            max_in_flight = self.executor.executions_in_flight
         limits = {
             "max_in_flight": max_in_flight,
             "max_queued_rows": max_queued_rows,

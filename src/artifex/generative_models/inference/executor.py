@@ -291,6 +291,11 @@ class Executor:
         """How many batches compute at the same time: one a core on the CPU, else one."""
         return _cores() if self._threaded else 1
 
+    @property
+    def executions_in_flight(self) -> int:
+        """How many batches to have under way: those that compute, and one that is copied or queued."""
+        return self.parallel_executions + 1
+
     def warmup(
         self, endpoints: Iterable[str] | None = None, batch_sizes: Iterable[int] | None = None
     ) -> dict[str, dict[int, float]]:
@@ -480,11 +485,12 @@ class Executor:
             return
         pieces = itertools.chain(head, pieces)
         window: deque[tuple[list[Piece], Future[None] | _Dispatched]] = deque()
-        depth = 2 * _executions_in_flight() if self._threaded else 1
+        in_flight = self.executions_in_flight
+        depth = 2 * in_flight if self._threaded else 1
         try:
-            for group in _groups(pieces) if self._threaded else ([piece] for piece in pieces):
+            for group in _groups(pieces, in_flight) if self._threaded else ([piece] for piece in pieces):
                 if self._threaded:
-                    window.append((group, _pool().submit(self._complete, weights, group)))
+                    window.append((group, _pool(in_flight).submit(self._complete, weights, group)))
                 else:
                     window.append((group, _Dispatched(self, weights, group[0])))
                 if len(window) > depth:
@@ -746,9 +752,9 @@ def _finished(window: deque[tuple[list[Piece], Future[None] | _Dispatched]]) -> 
     return pieces
 
 
-def _groups(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+def _groups(pieces: Iterator[Piece], in_flight: int) -> Iterator[list[Piece]]:
     """Pieces for one thread to run in a row: few at first, so that all start, then enough to pay a hop."""
-    for size in itertools.chain(*([n] * _executions_in_flight() for n in (1, 2, 4)), itertools.repeat(8)):
+    for size in itertools.chain(*([n] * in_flight for n in (1, 2, 4)), itertools.repeat(8)):
         group = list(itertools.islice(pieces, size))
         if not group:
             return
@@ -767,11 +773,6 @@ def _shardings(mesh: Mesh | None) -> tuple[jax.sharding.Sharding, jax.sharding.S
 def _cores() -> int:
     """How many executions compute at once on the CPU."""
     return min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, 8)
-
-
-def _executions_in_flight() -> int:
-    """How many executions keep this process's CPU cores busy: one each, and one that is copying."""
-    return _cores() + 1
 
 
 @functools.cache
@@ -803,8 +804,8 @@ def cpu_options() -> dict[str, bool | str] | None:
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_executions_in_flight(), thread_name_prefix="artifex")
+def _pool(in_flight: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(in_flight, thread_name_prefix="artifex")
 
 
 @functools.cache

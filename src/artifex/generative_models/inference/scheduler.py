@@ -260,7 +260,7 @@ class Scheduler:
         try:
             job = self.executor.merge([(request.job, start, stop) for request, start, stop in batch])
             outputs = self.executor.run(job)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it goes to the request that it belongs to
             failed = _not_finite(batch) if isinstance(error, InputError) else {}
             if not failed and len(batch) == 1:
                 return [(batch[0][0], error)]
@@ -273,7 +273,7 @@ class Scheduler:
         for request, start, stop in batch:
             try:
                 complete = self._fill(request, outputs, first, start, stop)
-            except Exception as error:  # no memory for this one's answer
+            except Exception as error:  # such as no memory for this one's answer: the others have theirs
                 answers.append((request, error))
             else:
                 if complete is not None:

@@ -86,7 +86,7 @@ class StreamingGenerator:
             return self._samples.popleft()
         except CancelledError:  # closed from another thread
             raise StopIteration from None
-        except Exception:
+        except Exception:  # the end, or a failure: either way nobody reads what is drawn ahead
             self.close()
             raise
 
@@ -107,7 +107,7 @@ class StreamingGenerator:
             if self._batcher is None:  # closed meanwhile
                 raise StopAsyncIteration from None
             raise
-        except Exception:
+        except Exception:  # the end, or a failure: either way nobody reads what is drawn ahead
             self.close()
             raise
 
