@@ -36,7 +36,9 @@ def streams(executor: Executor) -> tuple[list[Row], Facts]:
             time.sleep(1e-4)
         time.sleep(1e-3)
 
+    loop = asyncio.new_event_loop()
     calls = {
+        "first, async for": lambda new, known, seed: loop.run_until_complete(anext(new)),
         "first, new seed": lambda new, known, seed: next(new),
         "first, known seed": lambda new, known, seed: next(known),
         "one row with a key": lambda new, known, seed: np.asarray(
@@ -59,6 +61,8 @@ def streams(executor: Executor) -> tuple[list[Row], Facts]:
     first = {name: 1e6 * statistics.median(values[20:]) for name, values in times.items()}
     over_key = first["first, new seed"] / first["one row with a key"]
     over_seed = first["first, new seed"] / first["one row from a seed"]
+    loop.close()
+    async_over_key = first["first, async for"] / first["one row with a key"]
     known_over_key = first["first, known seed"] / first["one row with a key"]
 
     def drop(samples) -> None:
@@ -121,6 +125,7 @@ def streams(executor: Executor) -> tuple[list[Row], Facts]:
         "first_microseconds": {name: round(value, 1) for name, value in first.items()},
         "first_over_row_with_key": round(over_key, 3),
         "first_over_row_from_seed": round(over_seed, 3),
+        "first_by_async_for_over_row_with_key": round(async_over_key, 3),
         "first_of_known_seed_over_row_with_key": round(known_over_key, 3),
         "samples_per_second": {name: round(value) for name, value in rate.items()},
         "over_offline": {name: round(value, 3) for name, value in over.items()},
@@ -136,6 +141,7 @@ def streams(executor: Executor) -> tuple[list[Row], Facts]:
     from_seed = f"{took['first, new seed']} over {took['one row from a seed']}"
     return [
         ["stream: first over a row with a key", f"{over_key:.2f}", "1.5", with_key],
+        ["stream: first, by async for", f"{async_over_key:.2f}", "1.5", took["first, async for"]],
         ["stream: first, of a seed used before", f"{known_over_key:.2f}", "", took["first, known seed"]],
         ["stream: first over a row from a seed", f"{over_seed:.2f}", "1.5", from_seed],
         ["stream: offline", "", "", per_second["offline"]],
