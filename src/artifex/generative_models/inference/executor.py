@@ -38,6 +38,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import Endpoint, Model, TensorSpec, row_keys, sample_key
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
+from artifex.generative_models.inference.cost import Cost, cost_of
 from artifex.generative_models.inference.rows import (
     MAX_ROWS,
     OWN_KEY,
@@ -309,10 +310,7 @@ class Executor:
             Seconds that each batch size of each endpoint took to compile; 0 where it was there.
         """
         names = list(self.endpoints if endpoints is None else endpoints)
-        sizes = list(self.batch_sizes if batch_sizes is None else batch_sizes)
-        unknown = set(sizes) - set(self.batch_sizes)
-        if unknown:
-            raise InputError(f"batch_sizes: {sorted(unknown)} are not among {self.batch_sizes}")
+        sizes = self._known_batch_sizes(self.batch_sizes if batch_sizes is None else batch_sizes)
         seconds: dict[str, dict[int, float]] = {name: {} for name in names}
         for name in names:
             program = self._program(name, {})
@@ -327,6 +325,20 @@ class Executor:
         """The inputs and outputs of an endpoint, one row each."""
         program = self._program(endpoint, options)
         return program.endpoint.inputs, program.outputs
+
+    def cost(self, endpoint: str, batch_size: int, **options: Hashable) -> Cost:
+        """What one execution takes, by the compiler's own account; compiles, but runs nothing.
+
+        Args:
+            endpoint: Name of the endpoint.
+            batch_size: One of the executor's.
+            **options: Static options of the endpoint.
+
+        Raises:
+            InputError: An unknown endpoint, option or batch size.
+        """
+        self._known_batch_sizes([batch_size])
+        return cost_of(self._executable(self._program(endpoint, options), batch_size))
 
     def place(self, rows: np.ndarray) -> Array:
         """Hands host rows [rows, ...] to the device; over a mesh where they divide, else to each device."""
@@ -358,6 +370,13 @@ class Executor:
                 "swap: the new model differs in structure, shapes or dtypes; make a new Executor"
             )
         self._weights = weights
+
+    def _known_batch_sizes(self, batch_sizes: Iterable[int]) -> list[int]:
+        sizes = list(batch_sizes)
+        unknown = set(sizes) - set(self.batch_sizes)
+        if unknown:
+            raise InputError(f"batch_sizes: {sorted(unknown)} are not among {self.batch_sizes}")
+        return sizes
 
     def _program(self, endpoint: str, options: Mapping[str, Hashable]) -> Program:
         identity: _Identity = (endpoint, self._changed(endpoint, options) if options else ())

@@ -1,0 +1,37 @@
+"""What an execution costs by the compiler's own account, known before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One execution of an endpoint at one batch size, on one device.
+
+    Args:
+        flops: Floating-point operations, padding and whatever else the compiler put in included.
+        bytes_accessed: Bytes that its steps read and write; what stays in caches counts as well.
+        memory_bytes: Device memory that it holds at once: weights, inputs, outputs and temporaries.
+    """
+
+    flops: float
+    bytes_accessed: float
+    memory_bytes: int
+
+
+def cost_of(executable: jax.stages.Compiled) -> Cost:
+    """Asks a compiled executable for its cost."""
+    analysis = executable.cost_analysis() or {}
+    memory = executable.memory_analysis()
+    held = (
+        0
+        if memory is None
+        else memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    return Cost(analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0), held)
