@@ -50,6 +50,7 @@ from artifex.generative_models.inference.rows import (
     checked_scalar,
     joined,
 )
+from artifex.generative_models.inference.tuned import Setting, Tuned, load_tuned, tuning_name
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -73,8 +74,10 @@ class Executor:
         endpoints: The endpoints by name; None asks the model.
         mesh: Devices with a `data` axis over which rows are laid; None is the default device. Batch
             sizes round up to a multiple of the axis; no row is dropped.
-        batch_sizes: The row counts to compile for. Larger jobs are cut, smaller ones padded.
+        batch_sizes: The row counts to compile for. Larger jobs are cut, smaller ones padded. None is the
+            powers of two up to an endpoint's tuned batch size, or up to 64 where it was not tuned.
         dtype: Casts floating-point weights and inputs for the computation; outputs come back as float32.
+        tuned: Whether to use what `tune` found out on this kind of device; or results to use, by endpoint.
 
     Raises:
         InputError: No batch size, one below 1, or a mesh without a `data` axis.
@@ -86,14 +89,15 @@ class Executor:
         endpoints: Mapping[str, Endpoint] | None = None,
         *,
         mesh: Mesh | None = None,
-        batch_sizes: Sequence[int] = BATCH_SIZES,
+        batch_sizes: Sequence[int] | None = None,
         dtype: DTypeLike | None = None,
+        tuned: bool | Mapping[str, Tuned] = True,
     ):
         if endpoints is None:
             if not isinstance(model, Model):
                 raise InputTypeError(f"{type(model).__name__} has no endpoints(); pass endpoints=")
             endpoints = model.endpoints()
-        if not batch_sizes or min(batch_sizes) < 1:
+        if batch_sizes is not None and (not batch_sizes or min(batch_sizes) < 1):
             raise InputError(f"batch_sizes: expected positive row counts, got {tuple(batch_sizes)}")
         if mesh is not None and "data" not in mesh.axis_names:
             raise InputError(f"mesh: expected an axis named 'data', got {mesh.axis_names}")
@@ -107,10 +111,11 @@ class Executor:
         self._one_place = jax.default_backend() == "cpu" and len(jax.devices()) == 1
         if self._on_cpu:
             _keep_freed_memory()
-        num_shards = 1 if mesh is None else mesh.shape["data"]
-        self.batch_sizes = tuple(sorted({-(-size // num_shards) * num_shards for size in batch_sizes}))
+        self._num_shards = 1 if mesh is None else mesh.shape["data"]
         self._weights = _Weights(model, self._weight_sharding, dtype)
         self._dtype = dtype
+        self._tuned = self._load_tuned() if tuned is True else dict(tuned or {})
+        self._batch_sizes = {name: self._sizes_of(name, batch_sizes) for name in self.endpoints}
         self._programs: dict[_Identity, Program] = {}
         self._lock = threading.Lock()
         self._compile_count = 0
@@ -152,7 +157,7 @@ class Executor:
         program = self._program(endpoint, options)
         job = self._job(program, inputs, num_rows, key=key, keys=keys)
         weights = self._weights.placed(program.weights)
-        if job.num_rows in self.batch_sizes and job.num_rows <= program.max_batch_size:
+        if job.num_rows in program.batch_sizes:
             try:
                 return self._dispatch(weights, job, 0, job.num_rows, job.num_rows)
             except jax.errors.JaxRuntimeError as error:
@@ -244,12 +249,13 @@ class Executor:
         """Puts rows of several checked calls together, padded to a batch size.
 
         Args:
-            parts: Rows of calls of one endpoint with the same options, at most the largest batch size
+            parts: Rows of calls of one endpoint with the same options, at most its largest batch size
                 together.
         """
         program = parts[0][0].program
         num_rows = sum([stop - start for _, start, stop in parts])
-        missing = self._batch_size(num_rows) - num_rows
+        sizes = program.batch_sizes
+        missing = _holding(sizes, num_rows) - num_rows if num_rows <= sizes[-1] else 0
         inputs = {name: joined(name, spec, parts, missing) for name, spec in program.endpoint.inputs.items()}
         is_finite = all(job.is_finite for job, _, _ in parts)
         if not program.needs_keys:
@@ -273,8 +279,9 @@ class Executor:
         """
         program = job.program
         weights = self._weights.placed(program.weights)
-        size = self._batch_size(job.num_rows)
-        if size <= program.max_batch_size:
+        sizes = program.batch_sizes
+        if job.num_rows <= sizes[-1]:
+            size = _holding(sizes, job.num_rows)
             try:
                 results = self._dispatch(weights, job, 0, job.num_rows, size)
                 if not self._on_cpu:
@@ -286,6 +293,11 @@ class Executor:
         outputs = program.allocate(job.num_rows)
         self._complete(weights, self._pieces(job, outputs))
         return outputs
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The row counts that endpoints are compiled for, ascending."""
+        return tuple(sorted(set().union(*self._batch_sizes.values())))
 
     @property
     def parallel_executions(self) -> int:
@@ -304,17 +316,17 @@ class Executor:
 
         Args:
             endpoints: Names of the endpoints, with their default options; None is all.
-            batch_sizes: Which of the executor's batch sizes; None is all.
+            batch_sizes: Which of the executor's batch sizes; None is all of each endpoint.
 
         Returns:
             Seconds that each batch size of each endpoint took to compile; 0 where it was there.
         """
         names = list(self.endpoints if endpoints is None else endpoints)
-        sizes = self._known_batch_sizes(self.batch_sizes if batch_sizes is None else batch_sizes)
+        wanted = None if batch_sizes is None else self._known_batch_sizes(batch_sizes)
         seconds: dict[str, dict[int, float]] = {name: {} for name in names}
         for name in names:
             program = self._program(name, {})
-            for size in sizes:
+            for size in program.batch_sizes if wanted is None else wanted:
                 start = time.perf_counter()
                 ready = size in program.executables
                 self._executable(program, size)
@@ -339,6 +351,16 @@ class Executor:
         """
         self._known_batch_sizes([batch_size])
         return cost_of(self._executable(self._program(endpoint, options), batch_size))
+
+    def tuning_name(self, endpoint: str) -> str:
+        """Name of the cache entry that keeps what `tune` found out about an endpoint."""
+        return tuning_name(
+            self.endpoints[endpoint],
+            self._weights.placed(self._weights.all),
+            dtype=self._dtype,
+            devices=sorted(self._row_sharding.device_set, key=lambda device: device.id),
+            cores=_cores(),
+        )
 
     def place(self, rows: np.ndarray) -> Array:
         """Hands host rows [rows, ...] to the device; over a mesh where they divide, else to each device."""
@@ -370,6 +392,21 @@ class Executor:
                 "swap: the new model differs in structure, shapes or dtypes; make a new Executor"
             )
         self._weights = weights
+
+    def _load_tuned(self) -> dict[str, Tuned]:
+        found = {name: load_tuned(self.tuning_name(name)) for name in self.endpoints}
+        return {name: tuned for name, tuned in found.items() if tuned is not None}
+
+    def _sizes_of(self, name: str, batch_sizes: Sequence[int] | None) -> tuple[int, ...]:
+        """An endpoint's batch sizes: those asked for, or powers of two up to the tuned one."""
+        if batch_sizes is None:
+            tuned = self._tuned.get(name)
+            batch_sizes = BATCH_SIZES if tuned is None else powers_up_to(tuned.batch_size)
+        return tuple(sorted({-(-size // self._num_shards) * self._num_shards for size in batch_sizes}))
+
+    def _in_flight(self, name: str) -> int:
+        tuned = self._tuned.get(name)
+        return self.executions_in_flight if tuned is None else tuned.executions_in_flight
 
     def _known_batch_sizes(self, batch_sizes: Iterable[int]) -> list[int]:
         sizes = list(batch_sizes)
@@ -407,7 +444,9 @@ class Executor:
                     dict(options),
                     self._weights,
                     self._dtype,
-                    max_batch_size=self.batch_sizes[-1],
+                    batch_sizes=self._batch_sizes[name],
+                    executions_in_flight=self._in_flight(name),
+                    settings=self._tuned[name].settings if name in self._tuned else {},
                     on_cpu=self._on_cpu,
                 )
             return self._programs[identity]
@@ -447,7 +486,8 @@ class Executor:
                 raise InputError(
                     f"{program.name}: {name} has {len(array)} rows where {num_rows} were expected"
                 )
-            arrays[name] = array if isinstance(array, np.ndarray) else self._as_pieces_need(array, spec)
+            on_host = isinstance(array, np.ndarray)
+            arrays[name] = array if on_host else self._as_pieces_need(program, array, spec)
         if keys is not None and num_rows is None:
             num_rows = len(keys)
         if num_rows is None:
@@ -473,9 +513,9 @@ class Executor:
         data = program.key_data(key if keys is None else keys, ndim=0 if keys is None else 1)
         return Job(program, num_rows, arrays, data, first_row)
 
-    def _as_pieces_need(self, array: jax.Array, spec: TensorSpec) -> jax.Array | np.ndarray:
+    def _as_pieces_need(self, program: Program, array: jax.Array, spec: TensorSpec) -> jax.Array | np.ndarray:
         """Leaves an array on the device if it is a whole batch; others are cut on the host."""
-        if array.shape[0] not in self.batch_sizes or array.dtype != spec.dtype:
+        if array.shape[0] not in program.batch_sizes or array.dtype != spec.dtype:
             return np.asarray(array)
         if self._one_place or array.sharding == self._row_sharding:
             return array
@@ -486,26 +526,25 @@ class Executor:
     ) -> Iterator[Piece]:
         stop = stop or job.num_rows
         while start < stop:
-            end = min(start + job.program.max_batch_size, stop)
-            yield Piece(job, start, end, self._batch_size(end - start), outputs)
+            sizes = job.program.batch_sizes
+            end = min(start + sizes[-1], stop)
+            yield Piece(job, start, end, _holding(sizes, end - start), outputs)
             start = end
-
-    def _batch_size(self, num_rows: int) -> int:
-        """The smallest that holds so many rows."""
-        return next(size for size in self.batch_sizes if size >= num_rows)
 
     def _flow(self, weights: Sequence[Array], pieces: Iterable[Piece]) -> Iterator[Piece]:
         """Runs pieces, several at once, and yields them in order when their outputs are on the host."""
         pieces = iter(pieces)
         head = list(itertools.islice(pieces, 2))
+        if not head:
+            return
         if len(head) == 1:  # nothing to overlap with, so no thread is worth waking
             self._complete(weights, head)
             yield head[0]
             return
         pieces = itertools.chain(head, pieces)
         window: deque[tuple[list[Piece], Future[None] | _Dispatched]] = deque()
-        in_flight = self.executions_in_flight
-        depth = 2 * in_flight if self._threaded else 1
+        in_flight = head[0].job.program.executions_in_flight
+        depth = 2 * in_flight if self._threaded else in_flight - 1
         try:
             for group in _groups(pieces, in_flight) if self._threaded else ([piece] for piece in pieces):
                 if self._threaded:
@@ -546,15 +585,15 @@ class Executor:
         """Remembers that a batch size does not fit the device; raises any other failure as it is."""
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise error
-        smaller = [s for s in self.batch_sizes if s < size]
+        smaller = [s for s in program.batch_sizes if s < size]
         if not smaller:
             raise OutOfDeviceMemoryError(
                 f"{program.name}: out of device memory at {size} rows, the smallest batch size"
             ) from error
         half = max((s for s in smaller if s <= size // 2), default=smaller[0])
-        program.max_batch_size = min(program.max_batch_size, half)
+        program.batch_sizes = tuple(s for s in program.batch_sizes if s <= half)
 
-    def _executable(self, program: Program, size: int) -> Callable[..., dict[str, Array]]:
+    def _executable(self, program: Program, size: int) -> jax.stages.Compiled:
         """Compiles a batch size, once however many threads ask for it."""
         with self._lock:
             pending = program.pending.get(size)
@@ -627,17 +666,22 @@ class Program:
         weights: _Weights,
         dtype: DTypeLike | None,
         *,
-        max_batch_size: int,
+        batch_sizes: tuple[int, ...],
+        executions_in_flight: int,
+        settings: Mapping[int, Setting],
         on_cpu: bool,
     ):
         self.name = name
         self.endpoint = endpoint
         self.options = {**endpoint.options, **options}
         self.dtype = dtype
-        self.max_batch_size = max_batch_size  # falls when the device runs out of memory
+        self.batch_sizes = batch_sizes  # fewer when the device runs out of memory
+        self.executions_in_flight = executions_in_flight
+        self.settings = settings
         self.on_cpu = on_cpu
-        self.executables: dict[int, Callable[..., dict[str, Array]]] = {}
-        self.pending: dict[int, Future[Callable[..., dict[str, Array]]]] = {}
+        self.strided = False  # whether it has a strided convolution, once it is traced
+        self.executables: dict[int, jax.stages.Compiled] = {}
+        self.pending: dict[int, Future[jax.stages.Compiled]] = {}
         self.key_impl = str(jax.random.key_impl(jax.random.key(0)))
         self.key_words = jax.random.key_data(jax.random.key(0)).shape[-1]
         self.weights = tuple(weights.all)  # those that the endpoint reads, once it is traced
@@ -647,6 +691,7 @@ class Program:
     def _function(self, weights: _Weights, size: int) -> Callable[..., dict[str, Any]]:
         """The endpoint as a function of flat arguments: weights, keys where it reads them, inputs."""
         unread = {i: leaf for i, leaf in enumerate(weights.placed(weights.all)) if i not in self.weights}
+        num_parts = self._setting(size).micro_batches
 
         def run(*arguments: Any) -> dict[str, Any]:
             given = iter(arguments)
@@ -658,8 +703,9 @@ class Program:
             inputs = dict(zip(self.endpoint.inputs, given, strict=True))
             if self.dtype is not None:
                 inputs = {name: _as_floating(value, self.dtype) for name, value in inputs.items()}
-            outputs = self.endpoint.fn(
-                weights.rebuild([leaves[i] for i in weights.all]), keys, inputs, **self.options
+            model = weights.rebuild([leaves[i] for i in weights.all])
+            outputs = _in_parts(
+                lambda part: self.endpoint.fn(model, *part, **self.options), (keys, inputs), num_parts
             )
             if self.dtype is not None:
                 outputs = {name: _as_floating(value, jnp.float32) for name, value in outputs.items()}
@@ -702,14 +748,23 @@ class Program:
         weights: _Weights,
         weight_sharding: jax.sharding.Sharding,
         row_sharding: jax.sharding.Sharding,
-    ) -> Callable[..., dict[str, Array]]:
+    ) -> jax.stages.Compiled:
         """Compiles a batch size."""
         placed = weights.placed(self.weights)
         rows = self._row_avals(size)
         shardings = (*[weight_sharding] * len(placed), *[row_sharding] * len(rows))
         jitted = jax.jit(self._function(weights, size), in_shardings=shardings, out_shardings=row_sharding)
-        pays = self.on_cpu and size >= (16 if self.strided else 64)
-        return jitted.lower(*placed, *rows).compile(cpu_options() if pays else None)
+        return jitted.lower(*placed, *rows).compile(cpu_options() if self._setting(size).fusion else None)
+
+    @property
+    def max_batch_size(self) -> int:
+        """The most rows of one execution; falls when the device runs out of memory."""
+        return self.batch_sizes[-1]
+
+    def _setting(self, size: int) -> Setting:
+        """How to compile a batch size: as tuned, or by a rule that `benchmarks/batch_sizes.py` supports."""
+        rule = Setting(fusion=self.on_cpu and size >= (16 if self.strided else 64))
+        return self.settings.get(size, rule)
 
     def key_data(self, keys: Any, ndim: int) -> np.ndarray:
         """The words of one key, or of one key a row."""
@@ -763,6 +818,11 @@ class _Dispatched:
 
     def cancel(self) -> None:
         """What is dispatched runs to its end; nobody waits for it."""
+
+
+def _holding(batch_sizes: tuple[int, ...], num_rows: int) -> int:
+    """The smallest batch size that holds so many rows."""
+    return next(size for size in batch_sizes if size >= num_rows)
 
 
 def _finished(window: deque[tuple[list[Piece], Future[None] | _Dispatched]]) -> list[Piece]:
@@ -853,6 +913,14 @@ def _has_strided_convolution(jaxpr: Any) -> bool:
     )
 
 
+def _in_parts(fn: Callable[[Any], Any], rows: Any, num_parts: int) -> Any:
+    """Applies a function of rows to equal parts of them, one after another."""
+    if num_parts == 1:
+        return fn(rows)
+    parts = jax.tree.map(lambda a: a.reshape(num_parts, -1, *a.shape[1:]), rows)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(fn, parts))
+
+
 def _as_floating(value: Any, dtype: DTypeLike) -> Any:
     return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
@@ -861,10 +929,16 @@ _shared: weakref.WeakKeyDictionary[Any, dict[Hashable, Executor]] = weakref.Weak
 _shared_lock = threading.Lock()
 
 
+def powers_up_to(batch_size: int) -> tuple[int, ...]:
+    """The powers of two below a batch size, and the batch size."""
+    powers = itertools.takewhile(lambda size: size < batch_size, (2**n for n in itertools.count()))
+    return (*powers, batch_size)
+
+
 def executor_for(
     model: Model | Executor,
     *,
-    batch_size: int = BATCH_SIZES[-1],
+    batch_size: int | None = None,
     mesh: Mesh | None = None,
     dtype: DTypeLike | None = None,
 ) -> Executor:
@@ -874,18 +948,24 @@ def executor_for(
 
     Args:
         model: A model with endpoints; an executor is returned as it is.
-        batch_size: The largest batch; smaller ones are powers of two.
+        batch_size: The largest batch; smaller ones are powers of two. None is as for `Executor`.
         mesh: As for `Executor`.
         dtype: As for `Executor`.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size: expected a positive integer, got {batch_size!r}")
     if isinstance(model, Executor):
         return model
-    powers = itertools.takewhile(lambda size: size < batch_size, (2**n for n in itertools.count()))
+    batch_sizes = None if batch_size is None else powers_up_to(batch_size)
     settings = batch_size, mesh, None if dtype is None else jnp.dtype(dtype)
     with _shared_lock:
         executors = _shared.setdefault(model, {})
         if settings not in executors:
-            executors[settings] = Executor(model, mesh=mesh, batch_sizes=(*powers, batch_size), dtype=dtype)
+            executors[settings] = Executor(model, mesh=mesh, batch_sizes=batch_sizes, dtype=dtype)
         return executors[settings]
+
+
+def forget_executors(model: Any) -> None:
+    """Has the next call on a model make a new executor, such as after tuning."""
+    with _shared_lock:
+        _shared.pop(model, None)

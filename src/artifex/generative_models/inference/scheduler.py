@@ -209,16 +209,19 @@ class Scheduler:
         heads = self._queue.heads()
         if not heads:
             return [], None
-        largest = self.executor.batch_sizes[-1]
         now = time.perf_counter()
         for first, num_queued in heads:
-            if self._closed or num_queued >= largest or now >= first.submitted + self.max_delay:
+            if (
+                self._closed
+                or num_queued >= first.job.program.max_batch_size
+                or now >= first.submitted + self.max_delay
+            ):
                 break
         else:
             return [], heads[0][0].submitted + self.max_delay - now
         # What has waited to fill a batch is not cut up to share it out.
         parallel_executions = 1 if self.max_delay else self.executor.parallel_executions
-        num_rows = batch_rows(num_queued, self.executor.batch_sizes, parallel_executions)
+        num_rows = batch_rows(num_queued, first.job.program.batch_sizes, parallel_executions)
         batch = self._queue.take(first, num_rows)
         self._in_flight += 1
         stats = self._stats[first.job.program.name]
@@ -312,7 +315,7 @@ def batch_rows(num_queued: int, batch_sizes: tuple[int, ...], parallel_execution
 
     Args:
         num_queued: Rows that wait, from 1.
-        batch_sizes: The executor's, ascending.
+        batch_sizes: The endpoint's, ascending.
         parallel_executions: How many executions compute at the same time.
     """
     largest = batch_sizes[-1]

@@ -1,0 +1,129 @@
+"""What tuning found out about an endpoint on one kind of device, and where it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
+from artifex.generative_models.core.errors import CacheError
+from artifex.generative_models.inference import cache
+
+_log = logging.getLogger("artifex")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How an endpoint is compiled at one batch size.
+
+    Args:
+        fusion: Whether XLA's CPU backend hands chains of products and elementwise work to its library.
+        micro_batches: Parts that a batch is cut into and run one after another inside one executable, so
+            that what a part computes stays in a core's cache; divides the batch size.
+    """
+
+    fusion: bool = False
+    micro_batches: int = 1
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How an endpoint runs best.
+
+    Args:
+        batch_size: Rows a batch of the highest throughput.
+        executions_in_flight: Batches to have under way at once, the one that is copied included.
+        settings: How to compile the batch sizes that were tried; others are left to the executor's rule.
+    """
+
+    batch_size: int
+    executions_in_flight: int
+    settings: Mapping[int, Setting] = field(default_factory=dict)
+
+
+def tuning_name(
+    endpoint: Endpoint,
+    weights: Sequence[Any],
+    *,
+    dtype: Any,
+    devices: Sequence[jax.Device],
+    cores: int,
+) -> str:
+    """Name of the cache entry for an endpoint: it depends on all that decides how fast it runs.
+
+    That is the function's name, its inputs and options, the shapes and dtypes of the weights, not their
+    values, the dtype of the computation, the kind and number of devices, and the version of jaxlib.
+    """
+    function = endpoint.fn
+    described = [
+        function.__module__,
+        getattr(function, "__qualname__", type(function).__qualname__),
+        [(name, *_row(spec)) for name, spec in sorted(endpoint.inputs.items())],
+        sorted((name, repr(value)) for name, value in endpoint.options.items()),
+        [(tuple(np.shape(leaf)), str(leaf.dtype)) for leaf in weights],
+        None if dtype is None else str(jnp.dtype(dtype)),
+        [devices[0].platform, devices[0].device_kind, len(devices), cores],
+        version("jaxlib"),
+    ]
+    digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    return f"tuning/{digest}.json"
+
+
+def load_tuned(name: str) -> Tuned | None:
+    """Reads a tuning result; one that is missing, damaged or does not fit is as good as none.
+
+    Args:
+        name: What `tuning_name` gives.
+    """
+    try:
+        data = cache.read(name)
+    except CacheError as error:
+        _log.warning("going on without tuning results: %s", error)
+        return None
+    if data is None:
+        return None
+    try:
+        return _checked(json.loads(data))
+    except (ValueError, TypeError, KeyError) as error:
+        _log.warning("ignored a damaged tuning result, tune again: %s", error)
+        return None
+
+
+def save_tuned(name: str, tuned: Tuned) -> None:
+    """Keeps a tuning result.
+
+    Args:
+        name: What `tuning_name` gives.
+        tuned: The result.
+
+    Raises:
+        CacheError: The cache directory cannot be used.
+    """
+    cache.write(name, json.dumps(asdict(tuned)).encode())
+
+
+def _row(spec: TensorSpec) -> tuple[Any, ...]:
+    return spec.shape, str(spec.dtype)
+
+
+def _checked(facts: Mapping[str, Any]) -> Tuned:
+    settings = {int(size): Setting(**setting) for size, setting in facts["settings"].items()}
+    tuned = Tuned(facts["batch_size"], facts["executions_in_flight"], settings)
+    counts = [tuned.batch_size, tuned.executions_in_flight, *settings]
+    counts += [setting.micro_batches for setting in settings.values()]
+    if not all(type(count) is int and 1 <= count < 2**31 for count in counts):
+        raise ValueError(f"expected positive integers, got {counts}")
+    for size, setting in settings.items():
+        if type(setting.fusion) is not bool or math.gcd(size, setting.micro_batches) != setting.micro_batches:
+            raise ValueError(f"batch size {size} cannot be compiled with {setting}")
+    return tuned
