@@ -11,6 +11,7 @@
     │   └── CheckpointCorruptError          unreadable, or its contents fail their checksums
     ├── ExportError                         an export cannot be written
     ├── OutputError                         a result cannot be written or resumed
+    ├── CacheError                          the user's cache directory cannot be used
     ├── Overloaded                          the queue is full: try again later
     ├── DeadlineExceededError (TimeoutError)
     │                                       a request's timeout passed before it was under way
@@ -63,6 +64,10 @@ class ExportError(ArtifexError):
 
 class OutputError(ArtifexError):
     """A result cannot be written or resumed."""
+
+
+class CacheError(ArtifexError):
+    """The user's cache directory cannot be used."""
 
 
 class Overloaded(ArtifexError):  # noqa: N818
