@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifex.generative_models.core.errors import ConfigError
+from artifex.generative_models.core.nn import SubpixelConv
 from artifex.generative_models.inference import load_exported_model
-from artifex.generative_models.models.vae import VAE, SubpixelConv, elbo
+from artifex.generative_models.models.vae import VAE, elbo
 
 # Sums of at most some thousand float32 products, each of relative error 2^-24, against float64.
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}

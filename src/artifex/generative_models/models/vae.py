@@ -4,8 +4,8 @@ The encoder halves the picture once a level with strided 2×2 convolutions. The 
 1×1 convolutions to four times the channels followed by depth-to-space: a transposed convolution of
 kernel 2 and stride 2, as one matrix product. Its last level but one looks at 2×2 neighbourhoods, so that
 blocks of pixels meet without seams: there the product is large enough to fill the machine, while the
-last level's few output channels would starve it. `benchmarks/batch_sizes.py` measures how close this
-comes to the machine's matrix-multiplication rate.
+last level's few output channels would starve it. `core/nn` runs the decoder's levels as matrix products;
+`benchmarks/kernels.py` measures what that is worth, and why the encoder stays with convolutions.
 
 References:
     Kingma and Welling, *Auto-Encoding Variational Bayes*, 2014. https://arxiv.org/abs/1312.6114
@@ -25,6 +25,7 @@ from flax import nnx
 
 from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import ConfigError
+from artifex.generative_models.core.nn import SubpixelConv, subpixel_convs
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key
@@ -32,32 +33,6 @@ if TYPE_CHECKING:
 _MAX_SIDE = 2**14
 _MAX_FEATURES = 2**16
 _MAX_LEVELS = 14
-
-
-class SubpixelConv(nnx.Module):
-    """Doubles height and width: a convolution to four times the channels, then depth-to-space.
-
-    Args:
-        in_features: Channels in.
-        out_features: Channels out.
-        kernel_size: Side of the convolution. Output pixels 2i and 2i+1 read input pixels i to
-            i + kernel_size - 1, zero beyond the edge.
-        rngs: Random number generators for the weights.
-
-    References:
-        Shi et al. 2016, equation 4. https://arxiv.org/abs/1609.05158
-    """
-
-    def __init__(self, in_features: int, out_features: int, kernel_size: int, *, rngs: nnx.Rngs):
-        reach = (0, kernel_size - 1)
-        kernel = (kernel_size, kernel_size)
-        self.conv = nnx.Conv(in_features, 4 * out_features, kernel, padding=(reach, reach), rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch h w in"]) -> Float[Array, "batch 2*h 2*w out"]:
-        """Channel (a, b, c) of input pixel (i, j) becomes channel c of output pixel (2i + a, 2j + b)."""
-        batch, height, width, _ = x.shape
-        y = self.conv(x).reshape(batch, height, width, 2, 2, -1)
-        return y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
 
 
 class Encoder(nnx.Module):
@@ -109,10 +84,17 @@ class Decoder(nnx.Module):
 
     def __call__(self, z: Float[Array, "batch latent"]) -> Float[Array, "batch h w c"]:
         """Latents to logits."""
-        x = self.stem(z).reshape(z.shape[0], *self.sizes[0], self.features[0])
-        for up, (height, width) in zip(self.ups, self.sizes[1:], strict=True):
-            x = up(nnx.relu(x))[:, :height, :width]
-        return x
+        channels = self.features[0]
+        kernel = self.stem.kernel.reshape(-1, *self.sizes[0], channels)
+        assert self.stem.bias is not None  # as __init__ made it
+        bias = self.stem.bias.reshape(*self.sizes[0], channels)
+
+        def stem(rows: slice, columns: slice) -> Float[Array, "batch rows columns c"]:
+            part = kernel[:, rows, columns]
+            x = z @ part.reshape(len(part), -1) + bias[rows, columns].reshape(1, -1)
+            return nnx.relu(x).reshape(len(z), *part.shape[1:])
+
+        return subpixel_convs(stem, self.ups, self.sizes[1:], nnx.relu)
 
 
 class VAE(nnx.Module):

@@ -1,0 +1,90 @@
+"""The VAE over all that tuning may choose, its decoder beside the convolutions that it equals.
+
+Each share is the median over rounds of the rate over the matrix-multiplication rate of the same round.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+import jax
+import numpy as np
+from batch_sizes import decode_flops, encode_flops
+from common import digits, matmul_flops, report, seconds
+from flax import nnx
+
+from artifex.generative_models.core.nn import SubpixelConv
+from artifex.generative_models.inference import Executor, load_exported_model
+from artifex.generative_models.inference.tuned import Setting, Tuned
+from artifex.generative_models.models.vae import VAE
+
+ROWS = 4096
+ROUNDS = 7
+BATCHES = ((32, 1), (64, 1), (128, 1), (256, 1), (256, 4), (256, 8))  # rows, and parts they are run in
+IN_FLIGHT = (1, 2, 3)
+
+
+def convolved_up(up: SubpixelConv, x):
+    batch, height, width, _ = x.shape
+    y = up.conv(x).reshape(batch, height, width, 2, 2, -1)
+    return y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
+
+
+def convolved_decode(model: VAE, keys, inputs):
+    """The decoder's modules one by one, with depth-to-space after each."""
+    decoder = model.decoder
+    x = decoder.stem(inputs["z"]).reshape(-1, *decoder.sizes[0], decoder.features[0])
+    for up, (height, width) in zip(decoder.ups, decoder.sizes[1:], strict=True):
+        x = convolved_up(up, nnx.relu(x))[:, :height, :width]
+    return {"x": nnx.sigmoid(x)}
+
+
+def main() -> None:
+    model, _, _ = load_exported_model("mnist-vae")
+    own = model.endpoints()
+    z = np.random.default_rng(0).standard_normal((ROWS, model.latent_dim), np.float32)
+    jobs = {
+        "encode": ({"x": digits(ROWS)}, encode_flops(model), {"convolutions": own["encode"]}),
+        "decode": (
+            {"z": z},
+            decode_flops(model),
+            {"products": own["decode"], "convolutions": replace(own["decode"], fn=convolved_decode)},
+        ),
+    }
+    facts, rows = {}, []
+    for name, (inputs, flops, forms) in jobs.items():
+        calls = {}
+        for (form, endpoint), (size, parts), fusion in product(forms.items(), BATCHES, (False, True)):
+            for in_flight in IN_FLIGHT if (size, parts) == (64, 1) else IN_FLIGHT[-1:]:
+                tuned = {name: Tuned(size, in_flight, {size: Setting(fusion, parts)})}
+                executor = Executor(model, {name: endpoint}, batch_sizes=(size,), tuned=tuned)
+                call = partial(executor, name, inputs)
+                jax.block_until_ready(call())  # compiles
+                calls[form, size, parts, fusion, in_flight] = call
+        found = {setting: ([], []) for setting in calls}
+        for _ in range(ROUNDS):
+            ceiling = matmul_flops()
+            for setting, call in calls.items():
+                rate = ROWS / seconds(call)
+                found[setting][0].append(rate)
+                found[setting][1].append(rate * flops / ceiling)
+        rates, shares = ({s: statistics.median(v[i]) for s, v in found.items()} for i in (0, 1))
+        for setting in sorted(rates, key=shares.get, reverse=True):
+            form, size, parts, fusion, in_flight = setting
+            rows.append(
+                [
+                    *(name, form, size, parts, "on" if fusion else "off", in_flight),
+                    f"{rates[setting]:,.0f}",
+                    f"{shares[setting]:.0%}",
+                ]
+            )
+        facts[name] = {"flops_per_row": flops, "best_share_of_matmul": round(max(shares.values()), 3)}
+    columns = ["endpoint", "form", "batch", "parts", "fusions", "in flight", "rows/s", "of matmul rate"]
+    report("kernels", columns, rows, facts)
+
+
+if __name__ == "__main__":
+    main()
