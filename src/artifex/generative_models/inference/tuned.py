@@ -94,7 +94,7 @@ def load_tuned(name: str) -> Tuned | None:
         return None
     try:
         return _checked(json.loads(data))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         _log.warning("ignored a damaged tuning result, tune again: %s", error)
         return None
 
