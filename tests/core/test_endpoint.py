@@ -37,6 +37,16 @@ def test_a_seed_means_fresh_generators() -> None:
     assert sample_key(8) != first
 
 
+@pytest.mark.parametrize("seed", [0, 1, 7, 2**31, 2**32 - 1, 2**32, 2**40 + 3, -1])
+def test_a_seed_means_the_same_without_flax(seed: int) -> None:
+    assert sample_key(seed) == nnx.Rngs(seed).sample()
+
+
+def test_a_seed_means_the_same_with_other_kinds_of_keys() -> None:
+    with jax.default_prng_impl("rbg"):
+        assert sample_key(7) == nnx.Rngs(7).sample()
+
+
 def test_protocols(tiny_vae: VAE) -> None:
     assert isinstance(tiny_vae, Model)
     assert isinstance(tiny_vae, ExportableModel)

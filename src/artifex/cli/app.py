@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from artifex import __version__
+from artifex.cli.benchmark import benchmark
 from artifex.cli.decode import decode
 from artifex.cli.demo import demo
 from artifex.cli.encode import encode
@@ -22,6 +23,7 @@ from artifex.cli.generate import generate
 from artifex.cli.inspect import inspect
 from artifex.cli.interpolate import interpolate
 from artifex.cli.reconstruct import reconstruct
+from artifex.cli.tune import tune
 
 app = typer.Typer(
     name="artifex",
@@ -30,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, generate, encode, decode, reconstruct, interpolate, export):
+for command in (demo, inspect, generate, encode, decode, reconstruct, interpolate, export, benchmark, tune):
     app.command(cls=OneLineErrors)(command)
 
 

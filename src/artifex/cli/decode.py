@@ -16,7 +16,7 @@ def decode(
         Path, typer.Argument(metavar="LATENTS", help="A .npy or .npz array.", show_default=False)
     ],
     output: PicturesOut = "decoded.png",
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     devices: Devices = None,
     dtype: Dtype = None,
     resume: Resume = False,

@@ -10,7 +10,7 @@ def encode(
     images: Images,
     output: ArrayOut = "latents.npy",
     resize: Resize = False,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     devices: Devices = None,
     dtype: Dtype = None,
     resume: Resume = False,

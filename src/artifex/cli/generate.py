@@ -17,7 +17,7 @@ def generate(
     temperature: Annotated[
         float, typer.Option(min=0, help="Spread of the prior; 1 is the model's own.")
     ] = 1.0,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     devices: Devices = None,
     dtype: Dtype = None,
     resume: Resume = False,

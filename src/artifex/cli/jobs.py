@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 import typer
-from flax import nnx
 
 from artifex import __version__
 from artifex.generative_models.core.devices import DeviceManager
-from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
+from artifex.generative_models.core.errors import CacheError
+from artifex.generative_models.inference.cache import cache_dir, enable_compilation_cache
+from artifex.generative_models.inference.loading import load_exported_model
+from artifex.generative_models.inference.pipeline import (
+    InferencePipeline,
+    load_cached_pipeline,
+    load_pipeline,
+)
 from artifex.generative_models.inference.progress import track_rows
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from numpy.typing import NDArray
 
     from artifex.cli.options import ComputeDtype
@@ -27,15 +34,39 @@ if TYPE_CHECKING:
 
 
 def open_pipeline(
-    model: str, batch_size: int, devices: str | None, dtype: ComputeDtype | None
+    model: str, batch_size: int | None, devices: str | None, dtype: ComputeDtype | None
 ) -> InferencePipeline:
     """The model of a command, on the devices and in the dtype of its options."""
-    mesh = None
-    if devices is not None:
-        mesh = DeviceManager().mesh(None if devices == "all" else int(devices))
-    return load_pipeline(
-        model, batch_size=batch_size, mesh=mesh, dtype=None if dtype is None else dtype.value
-    )
+    use_cache()
+    mesh = mesh_of(devices)
+    if mesh is None:
+        return load_cached_pipeline(model, batch_size=batch_size, dtype=compute_dtype(dtype))
+    return load_pipeline(model, batch_size=batch_size, mesh=mesh, dtype=compute_dtype(dtype))
+
+
+def load_model(model: str) -> Any:
+    """The model of a command that looks into it."""
+    use_cache()
+    return load_exported_model(model)[0]
+
+
+def mesh_of(devices: str | None) -> Mesh | None:
+    """The devices of an option."""
+    return None if devices is None else DeviceManager().mesh(None if devices == "all" else int(devices))
+
+
+def compute_dtype(dtype: ComputeDtype | None) -> str | None:
+    """The dtype of an option."""
+    return None if dtype is None else dtype.value
+
+
+def use_cache() -> None:
+    """Has what is compiled kept, or says on stderr why not: a command goes on without."""
+    try:
+        cache_dir()
+    except CacheError as error:
+        typer.echo(f"artifex: warning: {error}", err=True)
+    enable_compilation_cache()
 
 
 def picture_shape(pipeline: InferencePipeline, endpoint: str) -> tuple[int, ...]:
@@ -59,9 +90,10 @@ def job_of(
         "command": command,
         "model": _fingerprint(pipeline),
         "batch_size": pipeline.batch_size,
+        "tuned": repr(pipeline.executor.tuned),
         "devices": 1 if mesh is None else mesh.size,
         "device_kind": jax.devices()[0].device_kind,
-        "compute_dtype": None if dtype is None else dtype.value,
+        "compute_dtype": compute_dtype(dtype),
         "artifex": __version__,
         "jax": jax.__version__,
         **facts,
@@ -113,9 +145,11 @@ def report(facts: dict[str, Any], noun: str, as_json: bool) -> None:
 
 def _compile(pipeline: InferencePipeline, endpoint: str, num_rows: int) -> float:
     """Compiles for the batches of a job, and says how many seconds that took."""
-    full, last = divmod(num_rows, pipeline.batch_size)
-    lengths = ([pipeline.batch_size] if full else []) + ([last] if last else [])
-    sizes = {next(size for size in pipeline.executor.batch_sizes if size >= length) for length in lengths}
+    size = pipeline.rows_per_batch(endpoint)
+    full, last = divmod(num_rows, size)
+    lengths = ([size] if full else []) + ([last] if last else [])
+    known = pipeline.executor.batch_sizes_of(endpoint)
+    sizes = {next(size for size in known if size >= length) for length in lengths}
     return sum(pipeline.executor.warmup([endpoint], sizes)[endpoint].values())
 
 
@@ -128,6 +162,6 @@ def _written(chunks: Iterator[NDArray[Any]], output: Output) -> Iterator[NDArray
 def _fingerprint(pipeline: InferencePipeline) -> str:
     """A digest of the model's config, metadata and weights."""
     digest = hashlib.sha256(json.dumps([pipeline.config, pipeline.metadata], sort_keys=True).encode())
-    for leaf in jax.tree.leaves(nnx.state(pipeline.model)):
+    for leaf in pipeline.executor.weights:
         digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

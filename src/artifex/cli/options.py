@@ -39,7 +39,9 @@ ArrayOut = Annotated[str, typer.Option("--output", "-o", help="A .npy array.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize pictures to the model's size.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a .npy output that was stopped.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Sample i depends on the seed and i alone.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Rows a batch.")]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Rows a batch; what artifex tune found, or 64, if left out.")
+]
 Devices = Annotated[
     str | None,
     typer.Option(callback=_device_count, metavar="N|all", help="Devices to spread a batch over."),

@@ -19,7 +19,7 @@ def reconstruct(
     images: Images,
     output: PicturesOut = "reconstructions.png",
     resize: Resize = False,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     devices: Devices = None,
     dtype: Dtype = None,
     resume: Resume = False,
@@ -56,7 +56,7 @@ def _above_reconstructions(
 
     from artifex.generative_models.inference.chunks import row_chunks
 
-    originals = row_chunks(pictures.rows(), pipeline.batch_size)
+    originals = row_chunks(pictures.rows(), pipeline.rows_per_batch("reconstruct"))
     for above, below in zip(originals, pipeline.reconstruct_chunks(pictures.rows()), strict=True):
         shown = above if above.dtype == np.uint8 else pipeline.postprocess_fn(above)
         yield np.concatenate([shown, below], axis=1)

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, NoReturn
-
-from flax import nnx
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from artifex.generative_models.core.errors import ConfigError, UnknownModelTypeError
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 _GROUP = "artifex.models"
 _MAX_BYTES = 1 << 20
@@ -108,6 +109,8 @@ def abstract_model(model_type: str, config: Mapping[str, Any]) -> nnx.Module:
             f"config of '{model_type}': unknown keys {sorted(unknown)}, missing keys {sorted(missing)}; "
             f"it takes {', '.join(parameters)}"
         )
+    from flax import nnx  # a warm start does without
+
     return nnx.eval_shape(lambda: cls(**config, rngs=nnx.Rngs(0)))
 
 

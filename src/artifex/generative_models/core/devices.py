@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -34,7 +35,7 @@ class DeviceManager:
     @property
     def default_device(self) -> jax.Device:
         """Where arrays go that nobody places."""
-        return next(iter(jnp.zeros(()).devices()))
+        return next(iter(jax.device_put(np.zeros(())).devices()))
 
     def mesh(self, num_devices: int | None = None) -> Mesh:
         """A mesh with one axis, `data`, over which an executor lays rows.
@@ -64,6 +65,18 @@ class DeviceManager:
             for device, report in reports
         ]
 
+    def free_memory(self) -> int | None:
+        """Bytes that a program may still take: of the fullest device, or of the host if that computes.
+
+        None where the system does not tell.
+        """
+        free = [
+            memory.bytes_limit - (memory.bytes_in_use or 0)
+            for memory in self.memory()
+            if memory.bytes_limit is not None
+        ]
+        return min(free, default=_free_host_memory())
+
     def cleanup(self) -> int:
         """Frees device arrays that only unreachable reference cycles still hold.
 
@@ -75,6 +88,20 @@ class DeviceManager:
         before = _live_bytes()
         gc.collect()
         return before - _live_bytes()
+
+
+def _free_host_memory() -> int | None:
+    """What Linux says is available, within the limits of a container."""
+    if sys.platform != "linux":
+        return None
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = 1024 * int(lines["MemAvailable"].split()[0])
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:  # no control group, or one of another kind
+        return free
+    return free if limit == "max" else min(free, int(limit) - int(used))
 
 
 def _live_bytes() -> int:

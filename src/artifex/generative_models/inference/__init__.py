@@ -7,6 +7,12 @@ from artifex.generative_models.inference.batch import (
     parallel_batch_inference,
 )
 from artifex.generative_models.inference.batcher import AsyncInferenceServer, Batcher
+from artifex.generative_models.inference.benchmark import (
+    benchmark_inference,
+    benchmark_model,
+    benchmark_vae_inference,
+)
+from artifex.generative_models.inference.cache import enable_compilation_cache
 from artifex.generative_models.inference.compiled import (
     encode_images_jit,
     generate_samples_jit,
@@ -16,8 +22,9 @@ from artifex.generative_models.inference.executor import Executor
 from artifex.generative_models.inference.exporting import export_model
 from artifex.generative_models.inference.images import denormalize_images, normalize_images
 from artifex.generative_models.inference.loading import load_exported_model, load_model_for_inference
-from artifex.generative_models.inference.pipeline import InferencePipeline
+from artifex.generative_models.inference.pipeline import InferencePipeline, load_cached_pipeline
 from artifex.generative_models.inference.streaming import StreamingGenerator, stream_samples
+from artifex.generative_models.inference.tuning import optimize_batch_size, tune
 
 __all__ = [
     "AsyncInferenceServer",
@@ -27,15 +34,22 @@ __all__ = [
     "StreamingGenerator",
     "batch_encode_images",
     "batch_generate_samples",
+    "benchmark_inference",
+    "benchmark_model",
+    "benchmark_vae_inference",
     "denormalize_images",
+    "enable_compilation_cache",
     "encode_images_jit",
     "export_model",
     "generate_samples_jit",
     "inference_with_jit",
+    "load_cached_pipeline",
     "load_exported_model",
     "load_model_for_inference",
     "memory_efficient_inference",
     "normalize_images",
+    "optimize_batch_size",
     "parallel_batch_inference",
     "stream_samples",
+    "tune",
 ]

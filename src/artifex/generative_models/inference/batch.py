@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import Model, sample_key
@@ -18,6 +17,7 @@ from artifex.generative_models.inference.progress import track_rows
 from artifex.generative_models.inference.rows import aligned_empty
 
 if TYPE_CHECKING:
+    from flax import nnx
     from jaxtyping import Array, Float
     from numpy.typing import NDArray
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def batch_encode_images(
     model: Model | Executor,
     images: Rows,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     *,
     out: NDArray[np.floating] | None = None,
     progress: bool = False,
@@ -36,7 +36,7 @@ def batch_encode_images(
         model: A model with an `encode` endpoint, or an executor of one.
         images: Pictures [rows, H, W, C] in the model's range: a NumPy or JAX array, memory-mapped or
             not, or an iterable of such arrays.
-        batch_size: Rows a batch.
+        batch_size: Rows a batch; None is what `tune` found, or 64.
         out: Array [rows, latent] to write into, for results that memory cannot hold; it is returned.
         progress: Shows a bar on stderr.
 
@@ -51,7 +51,7 @@ def batch_encode_images(
 def batch_generate_samples(
     model: Model | Executor,
     num_samples: int,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     *,
     rngs: nnx.Rngs,
     temperature: float = 1.0,
@@ -65,7 +65,7 @@ def batch_generate_samples(
     Args:
         model: A model with a `generate` endpoint, or an executor of one.
         num_samples: How many, from 1.
-        batch_size: Rows a batch.
+        batch_size: Rows a batch; None is what `tune` found, or 64.
         rngs: Random number generators; one `sample` key is drawn.
         temperature: Standard deviation of the prior's noise, from 0; 1 is the model's own.
         out: Array [rows, H, W, C] to write into, for results that memory cannot hold; it is returned.
@@ -155,19 +155,25 @@ def sampling_inputs(executor: Executor, num_samples: int, temperature: float) ->
 
 
 def generate_chunks(
-    executor: Executor, num_samples: int, batch_size: int, key: Array, temperature: float, first_row: int = 0
+    executor: Executor,
+    num_samples: int,
+    batch_size: int | None,
+    key: Array,
+    temperature: float,
+    first_row: int = 0,
 ) -> Iterator[NDArray[np.floating]]:
     """Samples `first_row` to `num_samples` of a job, a batch at a time.
 
     Args:
         executor: Of a model with a `generate` endpoint.
         num_samples: Samples in the whole job.
-        batch_size: Rows a batch.
+        batch_size: Rows a batch; None is the executor's largest.
         key: The job's key.
         temperature: Standard deviation of the prior's noise.
         first_row: Where a job that was stopped goes on.
     """
     inputs = sampling_inputs(executor, num_samples, temperature)
+    batch_size = batch_size or executor.batch_sizes_of("generate")[-1]
     sizes = (min(batch_size, num_samples - row) for row in range(first_row, num_samples, batch_size))
     chunks = (
         {name: np.full(size, value, np.float32) for name, value in inputs.items()} or size for size in sizes
@@ -175,14 +181,15 @@ def generate_chunks(
     return (outputs["x"] for outputs in executor.map("generate", chunks, key=key, first_row=first_row))
 
 
-def encode_chunks(executor: Executor, images: Rows, batch_size: int) -> Iterator[NDArray[np.floating]]:
-    """Means of the posteriors of pictures, a batch at a time."""
-    chunks = ({"x": chunk} for chunk in row_chunks(images, batch_size))
+def encode_chunks(executor: Executor, images: Rows, batch_size: int | None) -> Iterator[NDArray[np.floating]]:
+    """Means of the posteriors of pictures, a batch at a time; None is the executor's largest."""
+    rows = batch_size or executor.batch_sizes_of("encode")[-1]
+    chunks = ({"x": chunk} for chunk in row_chunks(images, rows))
     return (outputs["mean"] for outputs in executor.map("encode", chunks))
 
 
 def _encode(
-    executor: Executor, images: Rows, batch_size: int, out: NDArray[Any] | None, progress: bool
+    executor: Executor, images: Rows, batch_size: int | None, out: NDArray[Any] | None, progress: bool
 ) -> Any:
     in_memory = isinstance(images, np.ndarray | jax.Array) and not isinstance(images, np.memmap)
     if in_memory and out is None and not progress:

@@ -9,7 +9,6 @@ from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from flax import nnx
 
 from artifex.generative_models.core.endpoint import Model, sample_key
 from artifex.generative_models.core.errors import InputError
@@ -22,6 +21,7 @@ from artifex.generative_models.inference.scheduler import BatcherStats, Schedule
 if TYPE_CHECKING:
     from typing import Self
 
+    from flax import nnx
     from jax.typing import ArrayLike
     from jaxtyping import Array, Float, Key
 

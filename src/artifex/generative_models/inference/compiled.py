@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from flax import nnx
 
 from artifex.generative_models.core.endpoint import Model, sample_key
 from artifex.generative_models.inference.executor import Executor, executor_for
@@ -50,6 +49,8 @@ def inference_with_jit(model: Model | Executor, num_samples: int = 16) -> Float[
     Raises:
         InputError: No samples.
     """
+    from flax import nnx  # not loaded by a warm start of the command line
+
     executor = executor_for(model)
     rngs = nnx.Rngs(42)
 

@@ -15,15 +15,23 @@ class Cost:
         flops: Floating-point operations, padding and whatever else the compiler put in included.
         bytes_accessed: Bytes that its steps read and write; what stays in caches counts as well.
         memory_bytes: Device memory that it holds at once: weights, inputs, outputs and temporaries.
+        weight_bytes: Of these, the weights, which all executions share.
     """
 
     flops: float
     bytes_accessed: float
     memory_bytes: int
+    weight_bytes: int = 0
 
 
-def cost_of(executable: jax.stages.Compiled) -> Cost:
-    """Asks a compiled executable for its cost."""
+def cost_of(executable: jax.stages.Compiled, weight_bytes: int, num_parts: int) -> Cost:
+    """Asks a compiled executable for its cost.
+
+    Args:
+        executable: The executable.
+        weight_bytes: Bytes of those of its arguments that are weights.
+        num_parts: Times that its loop over micro-batches runs, which the compiler's account takes once.
+    """
     analysis = executable.cost_analysis() or {}
     memory = executable.memory_analysis()
     held = (
@@ -34,4 +42,5 @@ def cost_of(executable: jax.stages.Compiled) -> Cost:
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    return Cost(analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0), held)
+    flops, accessed = (num_parts * analysis.get(name, 0.0) for name in ("flops", "bytes accessed"))
+    return Cost(flops, accessed, held, weight_bytes)

@@ -31,13 +31,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import Endpoint, Model, TensorSpec, row_keys, sample_key
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
+from artifex.generative_models.inference.cache import without_compilation_cache
 from artifex.generative_models.inference.cost import Cost, cost_of
 from artifex.generative_models.inference.rows import (
     MAX_ROWS,
@@ -50,6 +49,7 @@ from artifex.generative_models.inference.rows import (
     checked_scalar,
     joined,
 )
+from artifex.generative_models.inference.snapshot import Snapshot, Trace
 from artifex.generative_models.inference.tuned import Setting, Tuned, load_tuned, tuning_name
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class Executor:
             powers of two up to an endpoint's tuned batch size, or up to 64 where it was not tuned.
         dtype: Casts floating-point weights and inputs for the computation; outputs come back as float32.
         tuned: Whether to use what `tune` found out on this kind of device; or results to use, by endpoint.
+            Those in use are in the attribute of that name.
+        snapshot: What an earlier process found out about the same model; what this one does goes there too.
 
     Raises:
         InputError: No batch size, one below 1, or a mesh without a `data` axis.
@@ -92,6 +94,7 @@ class Executor:
         batch_sizes: Sequence[int] | None = None,
         dtype: DTypeLike | None = None,
         tuned: bool | Mapping[str, Tuned] = True,
+        snapshot: Snapshot | None = None,
     ):
         if endpoints is None:
             if not isinstance(model, Model):
@@ -114,8 +117,9 @@ class Executor:
         self._num_shards = 1 if mesh is None else mesh.shape["data"]
         self._weights = _Weights(model, self._weight_sharding, dtype)
         self._dtype = dtype
-        self._tuned = self._load_tuned() if tuned is True else dict(tuned or {})
+        self.tuned: dict[str, Tuned] = self._load_tuned() if tuned is True else dict(tuned or {})
         self._batch_sizes = {name: self._sizes_of(name, batch_sizes) for name in self.endpoints}
+        self._snapshot = snapshot
         self._programs: dict[_Identity, Program] = {}
         self._lock = threading.Lock()
         self._compile_count = 0
@@ -299,6 +303,14 @@ class Executor:
         """The row counts that endpoints are compiled for, ascending."""
         return tuple(sorted(set().union(*self._batch_sizes.values())))
 
+    def batch_sizes_of(self, endpoint: str) -> tuple[int, ...]:
+        """The row counts that one endpoint runs in, ascending; fewer when the device runs out of memory.
+
+        Raises:
+            InputError: An unknown endpoint.
+        """
+        return self._program(endpoint, {}).batch_sizes
+
     @property
     def parallel_executions(self) -> int:
         """How many batches compute at the same time: one a core on the CPU, else one."""
@@ -350,7 +362,10 @@ class Executor:
             InputError: An unknown endpoint, option or batch size.
         """
         self._known_batch_sizes([batch_size])
-        return cost_of(self._executable(self._program(endpoint, options), batch_size))
+        program = self._program(endpoint, options)
+        weight_bytes = sum(leaf.nbytes for leaf in self._weights.placed(program.weights))
+        num_parts = program.setting(batch_size).micro_batches
+        return cost_of(self._executable(program, batch_size), weight_bytes, num_parts)
 
     def tuning_name(self, endpoint: str) -> str:
         """Name of the cache entry that keeps what `tune` found out about an endpoint."""
@@ -373,9 +388,14 @@ class Executor:
         return self._compile_count
 
     @property
+    def weights(self) -> list[Array]:
+        """The weights on the device, in the order of the flattened model."""
+        return self._weights.placed(self._weights.all)
+
+    @property
     def num_parameters(self) -> int:
         """Number of weights."""
-        return sum(math.prod(leaf.shape) for leaf in self._weights.placed(self._weights.all))
+        return sum(math.prod(leaf.shape) for leaf in self.weights)
 
     def swap(self, model: Any) -> None:
         """Puts new weights under the same executables; calls under way finish with the old ones.
@@ -400,12 +420,12 @@ class Executor:
     def _sizes_of(self, name: str, batch_sizes: Sequence[int] | None) -> tuple[int, ...]:
         """An endpoint's batch sizes: those asked for, or powers of two up to the tuned one."""
         if batch_sizes is None:
-            tuned = self._tuned.get(name)
+            tuned = self.tuned.get(name)
             batch_sizes = BATCH_SIZES if tuned is None else powers_up_to(tuned.batch_size)
         return tuple(sorted({-(-size // self._num_shards) * self._num_shards for size in batch_sizes}))
 
     def _in_flight(self, name: str) -> int:
-        tuned = self._tuned.get(name)
+        tuned = self.tuned.get(name)
         return self.executions_in_flight if tuned is None else tuned.executions_in_flight
 
     def _known_batch_sizes(self, batch_sizes: Iterable[int]) -> list[int]:
@@ -445,9 +465,9 @@ class Executor:
                     self._weights,
                     self._dtype,
                     batch_sizes=self._batch_sizes[name],
-                    executions_in_flight=self._in_flight(name),
-                    settings=self._tuned[name].settings if name in self._tuned else {},
+                    settings=self.tuned[name].settings if name in self.tuned else {},
                     on_cpu=self._on_cpu,
+                    snapshot=self._snapshot,
                 )
             return self._programs[identity]
 
@@ -543,7 +563,7 @@ class Executor:
             return
         pieces = itertools.chain(head, pieces)
         window: deque[tuple[list[Piece], Future[None] | _Dispatched]] = deque()
-        in_flight = head[0].job.program.executions_in_flight
+        in_flight = self._in_flight(head[0].job.program.name)
         depth = 2 * in_flight if self._threaded else in_flight - 1
         try:
             for group in _groups(pieces, in_flight) if self._threaded else ([piece] for piece in pieces):
@@ -583,7 +603,7 @@ class Executor:
 
     def _halve(self, program: Program, size: int, error: jax.errors.JaxRuntimeError) -> None:
         """Remembers that a batch size does not fit the device; raises any other failure as it is."""
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise error
         smaller = [s for s in program.batch_sizes if s < size]
         if not smaller:
@@ -603,14 +623,17 @@ class Executor:
         if not mine:
             return pending.result()
         try:
-            executable = program.compile(size, self._weights, self._weight_sharding, self._row_sharding)
+            loaded = program.load(size)
+            executable = loaded or program.compile(
+                size, self._weights, self._weight_sharding, self._row_sharding
+            )
         except BaseException as error:
             with self._lock:
                 del program.pending[size]
             pending.set_exception(error)
             raise
         with self._lock:
-            self._compile_count += 1
+            self._compile_count += loaded is None
             program.executables[size] = executable
         pending.set_result(executable)
         return executable
@@ -622,7 +645,9 @@ class _Weights:
     def __init__(self, model: Any, sharding: jax.sharding.Sharding, dtype: DTypeLike | None):
         self._sharding = sharding
         self._dtype = dtype
-        if isinstance(model, nnx.Module):
+        if _is_nnx(model):
+            from flax import nnx
+
             graphdef, state = nnx.split(model)
             leaves, treedef = jax.tree.flatten(state)
             readers = [variable.get_raw_value for _, variable in nnx.to_flat_state(state)]
@@ -667,31 +692,37 @@ class Program:
         dtype: DTypeLike | None,
         *,
         batch_sizes: tuple[int, ...],
-        executions_in_flight: int,
         settings: Mapping[int, Setting],
         on_cpu: bool,
+        snapshot: Snapshot | None,
     ):
         self.name = name
         self.endpoint = endpoint
         self.options = {**endpoint.options, **options}
         self.dtype = dtype
         self.batch_sizes = batch_sizes  # fewer when the device runs out of memory
-        self.executions_in_flight = executions_in_flight
         self.settings = settings
         self.on_cpu = on_cpu
         self.strided = False  # whether it has a strided convolution, once it is traced
         self.executables: dict[int, jax.stages.Compiled] = {}
         self.pending: dict[int, Future[jax.stages.Compiled]] = {}
-        self.key_impl = str(jax.random.key_impl(jax.random.key(0)))
-        self.key_words = jax.random.key_data(jax.random.key(0)).shape[-1]
+        self.key_impl: str = jax.config.values["jax_default_prng_impl"]
+        self.key_words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape[-1]
         self.weights = tuple(weights.all)  # those that the endpoint reads, once it is traced
         self.needs_keys = True
-        self._trace(weights)
+        self._kept = None if snapshot is None else snapshot.program(name, options, settings)
+        trace = None if self._kept is None else self._kept.trace()
+        if trace is None:
+            trace = self._trace(weights)
+            if self._kept is not None:
+                self._kept.keep_trace(trace)
+        self.weights, self.needs_keys = trace.weights, trace.needs_keys
+        self.outputs, self.strided = trace.outputs, trace.strided
 
     def _function(self, weights: _Weights, size: int) -> Callable[..., dict[str, Any]]:
         """The endpoint as a function of flat arguments: weights, keys where it reads them, inputs."""
         unread = {i: leaf for i, leaf in enumerate(weights.placed(weights.all)) if i not in self.weights}
-        num_parts = self._setting(size).micro_batches
+        num_parts = self.setting(size).micro_batches
 
         def run(*arguments: Any) -> dict[str, Any]:
             given = iter(arguments)
@@ -724,7 +755,7 @@ class Program:
             avals = [key_data, jax.ShapeDtypeStruct((size,), np.uint32), *avals]
         return avals
 
-    def _trace(self, weights: _Weights) -> None:
+    def _trace(self, weights: _Weights) -> Trace:
         """Finds out which weights the endpoint reads, whether it reads its keys, and what it returns."""
         size = 2
         avals = [*map(_aval, weights.placed(weights.all)), *self._row_avals(size)]
@@ -737,10 +768,12 @@ class Program:
             if any(id(var) in read for var in equation.outvars):
                 read.update(id(var) for var in equation.invars)
         is_read = [id(var) in read for var in closed.jaxpr.invars]
-        self.weights = tuple(i for i in weights.all if is_read[i])
-        self.needs_keys = is_read[len(weights.all)]
-        self.outputs = {name: TensorSpec(value.shape[1:], value.dtype) for name, value in shapes.items()}
-        self.strided = _has_strided_convolution(closed.jaxpr)
+        return Trace(
+            weights=tuple(i for i in weights.all if is_read[i]),
+            needs_keys=is_read[len(weights.all)],
+            outputs={name: TensorSpec(value.shape[1:], value.dtype) for name, value in shapes.items()},
+            strided=_has_strided_convolution(closed.jaxpr),
+        )
 
     def compile(
         self,
@@ -754,16 +787,27 @@ class Program:
         rows = self._row_avals(size)
         shardings = (*[weight_sharding] * len(placed), *[row_sharding] * len(rows))
         jitted = jax.jit(self._function(weights, size), in_shardings=shardings, out_shardings=row_sharding)
-        return jitted.lower(*placed, *rows).compile(cpu_options() if self._setting(size).fusion else None)
+        options = cpu_options() if self.setting(size).fusion else None
+        lowered = jitted.lower(*placed, *rows)
+        if self._kept is None:
+            return lowered.compile(options)
+        with without_compilation_cache():
+            executable = lowered.compile(options)
+        self._kept.keep_executable(size, executable)
+        return executable
+
+    def load(self, size: int) -> jax.stages.Compiled | None:
+        """The executable of a batch size that an earlier process compiled."""
+        return None if self._kept is None else self._kept.executable(size)
 
     @property
     def max_batch_size(self) -> int:
         """The most rows of one execution; falls when the device runs out of memory."""
         return self.batch_sizes[-1]
 
-    def _setting(self, size: int) -> Setting:
-        """How to compile a batch size: as tuned, or by a rule that `benchmarks/batch_sizes.py` supports."""
-        rule = Setting(fusion=self.on_cpu and size >= (16 if self.strided else 64))
+    def setting(self, size: int) -> Setting:
+        """How to compile a batch size: as tuned, or by a rule that `benchmarks/kernels.py` supports."""
+        rule = Setting(fusion=self.on_cpu and self.strided and size >= 16)
         return self.settings.get(size, rule)
 
     def key_data(self, keys: Any, ndim: int) -> np.ndarray:
@@ -820,6 +864,11 @@ class _Dispatched:
         """What is dispatched runs to its end; nobody waits for it."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the device's memory is too small."""
+    return isinstance(error, OutOfDeviceMemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def _holding(batch_sizes: tuple[int, ...], num_rows: int) -> int:
     """The smallest batch size that holds so many rows."""
     return next(size for size in batch_sizes if size >= num_rows)
@@ -867,11 +916,11 @@ def _keep_freed_memory() -> None:
 
 @functools.cache
 def cpu_options() -> dict[str, bool | str] | None:
-    """Compiler options for large batches on the CPU, where XLA knows them.
+    """Compiler options for fusion on the CPU, where XLA knows them.
 
-    They run chains of convolutions, matrix products and elementwise work as one library call. That doubles
-    the rate of strided convolutions from 16 rows on and takes a fall in the rate of others away that XLA's
-    own code has at 64; below, it costs latency (`benchmarks/offline.py`, `benchmarks/batch_sizes.py`).
+    They run chains of convolutions, matrix products and elementwise work as one library call. That adds half
+    to the rate of strided convolutions from 16 rows on; smaller batches lose latency by it, and matrix
+    products that stand alone lose a quarter of their rate (`benchmarks/kernels.py`).
     """
     kinds = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_ELTWISE"
     options: dict[str, bool | str] = {"xla_cpu_experimental_ynn_fusion_type": kinds}
@@ -887,15 +936,17 @@ def _pool(in_flight: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(in_flight, thread_name_prefix="artifex")
 
 
-@functools.cache
-def _seed_keys() -> Callable[[np.uint32], Array]:
-    """`sample_key` compiled, which takes a fiftieth of the time."""
-    return jax.jit(lambda seed: jax.random.key_data(sample_key(nnx.Rngs(jax.random.key(seed)))))
-
-
 @functools.lru_cache(maxsize=1024)
 def _seed_key_data(seed: int) -> np.ndarray:
-    return np.asarray(_seed_keys()(np.uint32(seed & 0xFFFFFFFF)))
+    return np.asarray(jax.random.key_data(sample_key(seed & 0xFFFFFFFF)))
+
+
+def _is_nnx(model: Any) -> bool:
+    if "flax.nnx" not in sys.modules:
+        return False  # importing it takes longer than all else that a start from a snapshot does
+    from flax import nnx
+
+    return isinstance(model, nnx.Module)
 
 
 def _aval(array: Any) -> jax.ShapeDtypeStruct:
@@ -903,6 +954,8 @@ def _aval(array: Any) -> jax.ShapeDtypeStruct:
 
 
 def _has_strided_convolution(jaxpr: Any) -> bool:
+    from jax.extend.core import ClosedJaxpr  # which imports Pallas
+
     return any(
         max(equation.params["window_strides"], default=1) > 1
         if equation.primitive.name == "conv_general_dilated"
@@ -965,7 +1018,7 @@ def executor_for(
         return executors[settings]
 
 
-def forget_executors(model: Any) -> None:
+def forget_executors(model: Model) -> None:
     """Has the next call on a model make a new executor, such as after tuning."""
     with _shared_lock:
         _shared.pop(model, None)

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flax import nnx
-
-from artifex.generative_models.core.checkpointing import save_checkpoint, setup_checkpoint_manager
 from artifex.generative_models.core.config import model_type_of, write_json
 from artifex.generative_models.core.endpoint import ExportableModel
 from artifex.generative_models.core.errors import ExportError, InputTypeError
 from artifex.generative_models.inference.loading import check_image_range
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -57,6 +57,11 @@ def export_model(
         ConfigError: A fact has no form in JSON.
         ExportError: Something that is not an export stands at `export_dir`.
     """
+    from artifex.generative_models.core.checkpointing import (  # importing it imports Flax and Orbax
+        save_checkpoint,
+        setup_checkpoint_manager,
+    )
+
     if not isinstance(model, ExportableModel):
         raise InputTypeError(
             f"{type(model).__name__} has no endpoints() and config; both are needed to export it"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from artifex.generative_models.core.checkpointing import load_checkpoint, setup_checkpoint_manager
 from artifex.generative_models.core.config import abstract_model, read_json
 from artifex.generative_models.core.errors import ConfigError
 
@@ -60,6 +59,11 @@ def load_model_for_inference(
         ConfigError: The config does not fit the family.
         CheckpointError: The checkpoint is missing, damaged, or does not fit the config.
     """
+    from artifex.generative_models.core.checkpointing import (  # importing it imports Flax and Orbax
+        load_checkpoint,
+        setup_checkpoint_manager,
+    )
+
     template = abstract_model(model_type, config)
     manager, path = setup_checkpoint_manager(checkpoint_dir, create=False)
     with manager:

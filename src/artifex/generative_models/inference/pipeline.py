@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from flax import nnx
 
+from artifex.generative_models.core.config import read_json
 from artifex.generative_models.core.endpoint import Model, sample_key
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.batch import encode_chunks, generate_chunks
 from artifex.generative_models.inference.chunks import Rows, collect, num_rows, row_chunks
-from artifex.generative_models.inference.executor import Executor, executor_for
+from artifex.generative_models.inference.executor import Executor, executor_for, powers_up_to
 from artifex.generative_models.inference.images import denormalize_images, normalize_images
-from artifex.generative_models.inference.loading import load_exported_model
+from artifex.generative_models.inference.loading import find_model, load_exported_model, read_metadata
 from artifex.generative_models.inference.progress import track_rows
 from artifex.generative_models.inference.rows import aligned_empty
+from artifex.generative_models.inference.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from flax import nnx
     from jax.typing import DTypeLike
     from jaxtyping import Array
     from numpy.typing import NDArray
@@ -38,7 +40,7 @@ class InferencePipeline:
         model: A model with endpoints, or an executor of one.
         preprocess_fn: Applied to pictures [batch, H, W, C] before the model; None passes them through.
         postprocess_fn: Applied to the model's pictures [batch, H, W, C]; None passes them through.
-        batch_size: Rows a batch.
+        batch_size: Rows a batch; None is what `tune` found for an endpoint, or 64.
         mesh: Devices to lay rows over, as for `Executor`.
         dtype: Dtype of the computation, as for `Executor`.
         config: The model's config, for reference.
@@ -51,7 +53,7 @@ class InferencePipeline:
         preprocess_fn: ArrayFn | None = None,
         postprocess_fn: ArrayFn | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
         dtype: DTypeLike | None = None,
         config: Mapping[str, Any] | None = None,
@@ -152,16 +154,16 @@ class InferencePipeline:
 
     def encode_chunks(self, images: Rows) -> Iterator[NDArray[Any]]:
         """`encode` as a stream: latents, a batch at a time."""
-        return encode_chunks(self.executor, self._preprocessed(images), self.batch_size)
+        return encode_chunks(self.executor, self._preprocessed(images, "encode"), self.batch_size)
 
     def decode_chunks(self, latents: Rows) -> Iterator[NDArray[Any]]:
         """`decode` as a stream: pictures, a batch at a time."""
-        chunks = ({"z": chunk} for chunk in row_chunks(latents, self.batch_size))
+        chunks = ({"z": chunk} for chunk in row_chunks(latents, self.rows_per_batch("decode")))
         return self._postprocessed(outputs["x"] for outputs in self.executor.map("decode", chunks))
 
     def reconstruct_chunks(self, images: Rows) -> Iterator[NDArray[Any]]:
         """`reconstruct` as a stream: pictures, a batch at a time."""
-        chunks = ({"x": chunk} for chunk in self._preprocessed(images))
+        chunks = ({"x": chunk} for chunk in self._preprocessed(images, "reconstruct"))
         return self._postprocessed(outputs["x"] for outputs in self.executor.map("reconstruct", chunks))
 
     def generate_chunks(
@@ -171,8 +173,17 @@ class InferencePipeline:
         chunks = generate_chunks(self.executor, num_samples, self.batch_size, key, temperature, first_row)
         return self._postprocessed(chunks)
 
-    def _preprocessed(self, images: Rows) -> Iterator[NDArray[Any]]:
-        return (np.asarray(self.preprocess_fn(chunk)) for chunk in row_chunks(images, self.batch_size))
+    def rows_per_batch(self, endpoint: str) -> int:
+        """Rows of a whole batch of an endpoint.
+
+        Raises:
+            InputError: An unknown endpoint.
+        """
+        return self.batch_size or self.executor.batch_sizes_of(endpoint)[-1]
+
+    def _preprocessed(self, images: Rows, endpoint: str) -> Iterator[NDArray[Any]]:
+        chunks = row_chunks(images, self.rows_per_batch(endpoint))
+        return (np.asarray(self.preprocess_fn(chunk)) for chunk in chunks)
 
     def _postprocessed(self, chunks: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
         return (np.asarray(self.postprocess_fn(chunk)) for chunk in chunks)
@@ -193,7 +204,7 @@ class InferencePipeline:
 def load_pipeline(
     name_or_dir: str | PathLike[str],
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     dtype: DTypeLike | None = None,
 ) -> InferencePipeline:
@@ -201,7 +212,7 @@ def load_pipeline(
 
     Args:
         name_or_dir: A bundled name, or an export directory.
-        batch_size: Rows a batch.
+        batch_size: Rows a batch; None is what `tune` found for an endpoint, or 64.
         mesh: Devices to lay rows over.
         dtype: Dtype of the computation.
 
@@ -210,6 +221,51 @@ def load_pipeline(
         CheckpointError: Its checkpoint is missing, damaged, or does not fit the config.
     """
     model, config, metadata = load_exported_model(name_or_dir)
+    return _on_uint8(model, config, metadata, batch_size=batch_size, mesh=mesh, dtype=dtype)
+
+
+def load_cached_pipeline(
+    name_or_dir: str | PathLike[str], *, batch_size: int | None = None, dtype: DTypeLike | None = None
+) -> InferencePipeline:
+    """`load_pipeline` for programs that only run the model: a second start takes what the first found out.
+
+    Weights, endpoints and executables are kept in the user's cache directory, and the model is not built
+    where they are there: the pipeline's `model` is its executor. Anything that a start depends on and that
+    changed has it done anew.
+
+    Args:
+        name_or_dir: A bundled name, or an export directory.
+        batch_size: Rows a batch; None is what `tune` found for an endpoint, or 64.
+        dtype: Dtype of the computation.
+
+    Raises:
+        ConfigError: There is no such model, or its config or metadata is unusable.
+        CheckpointError: Its checkpoint is missing, damaged, or does not fit the config.
+    """
+    path = find_model(name_or_dir)
+    metadata, config = read_metadata(path), read_json(path / "config.json")
+    snapshot = Snapshot(path, dtype)
+    model: Any = snapshot.weights()
+    if model is None:
+        model, config, metadata = load_exported_model(path)
+        snapshot.keep_model(model)
+        endpoints = None
+    else:
+        endpoints = snapshot.endpoints(metadata["model_type"], config)
+    batch_sizes = None if batch_size is None else powers_up_to(batch_size)
+    executor = Executor(model, endpoints, batch_sizes=batch_sizes, dtype=dtype, snapshot=snapshot)
+    return _on_uint8(executor, config, metadata, batch_size=batch_size, dtype=dtype)
+
+
+def _on_uint8(
+    model: Model | Executor,
+    config: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    *,
+    batch_size: int | None,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: DTypeLike | None = None,
+) -> InferencePipeline:
     image_range = tuple(metadata["image_range"])
     return InferencePipeline(
         model,
