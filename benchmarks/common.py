@@ -81,11 +81,12 @@ def matmul_flops() -> float:
 
 
 def report(name: str, columns: list[str], rows: list[list[object]], facts: Mapping[str, object]) -> None:
-    """Prints a table for people, then one JSON line."""
+    """Prints a table for people, then one JSON line that holds it as well."""
     table = Table(title=name, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*map(str, row))
     Console(width=110).print(table)
-    print(json.dumps({"benchmark": name, **facts, "machine": machine()}), flush=True)
+    cells = [columns, *([str(cell) for cell in row] for row in rows)]
+    print(json.dumps({"benchmark": name, **facts, "table": cells, "machine": machine()}), flush=True)

@@ -1,4 +1,7 @@
-"""Runs every benchmark and keeps its result: one JSON line a benchmark, in a file named after the device."""
+"""Runs every benchmark and keeps the results: a JSON file for each device, and RESULTS.md with their tables.
+
+Benchmarks named on the command line are run alone; the results of the others stay.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,51 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("start_up", "overhead", "batch_sizes", "offline", "memory", "concurrency")
+RESULTS = HERE / "results"
+BENCHMARKS = ("cold_start", "overhead", "batch_sizes", "tuning", "offline", "memory", "concurrency")
+
+
+def run(name: str) -> dict[str, object]:
+    """The JSON line that a benchmark ends with."""
+    command = [sys.executable, str(HERE / f"{name}.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line
+    if process.returncode:
+        raise SystemExit(f"{name} failed")
+    return json.loads(last)
+
+
+def device_of(machine: dict[str, object]) -> str:
+    return f"{machine['device']} {machine['cpu']} {machine['cores']} cores"
+
+
+def table(rows: list[list[str]]) -> str:
+    head, *body = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    rule = " | ".join(["---", *["---:"] * (len(rows[0]) - 1)])
+    return "\n".join(f"| {line} |" for line in (head, rule, *body))
+
+
+def section(results: dict[str, dict[str, object]]) -> str:
+    parts = [f"## {device_of(next(iter(results.values()))['machine'])}"]
+    for name, entry in results.items():
+        versions = {k: v for k, v in entry["machine"].items() if k not in ("device", "cpu", "cores")}
+        line = ", ".join(f"{package} {number}" for package, number in versions.items())
+        parts += [f"### {name}", f"`python benchmarks/{name}.py` on {line}", table(entry["table"])]
+    return "\n\n".join(parts)
 
 
 def main() -> None:
-    results = []
-    for name in sys.argv[1:] or BENCHMARKS:
-        command = [sys.executable, str(HERE / f"{name}.py")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                last = line
-        if process.returncode:
-            raise SystemExit(f"{name} failed")
-        results.append(json.loads(last))
-    machine = results[0]["machine"]
-    device = re.sub(
-        r"[^a-z0-9]+", "-", f"{machine['device']} {machine['cpu']} {machine['cores']} cores".lower()
-    )
-    path = HERE / "results" / f"{device}.jsonl"
-    kept = {}
-    if path.exists():
-        kept = {entry["benchmark"]: entry for entry in map(json.loads, path.read_text().splitlines())}
-    kept |= {entry["benchmark"]: entry for entry in results}
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in kept.values()))
+    fresh = {name: run(name) for name in sys.argv[1:] or BENCHMARKS}
+    device = device_of(next(iter(fresh.values()))["machine"])
+    path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', device.lower())}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(kept | fresh, indent=1) + "\n")
+    sections = [section(json.loads(file.read_text())) for file in sorted(RESULTS.glob("*.json"))]
+    text = "\n\n".join(["# Results", "What `make bench` measured, ratios within one run.", *sections])
+    (RESULTS / "RESULTS.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":
