@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 ROUNDS = 5
-SERVER_ROUNDS = 2
+SERVER_ROUNDS = 1
 STAGES = ("imports", "restore", "trace", "compile", "run", "write")
 PYTHON, ARTIFEX = sys.executable, str(Path(sys.executable).with_name("artifex"))
 BASELINE = [PYTHON, "-c", "import jax; jax.numpy.zeros(1).block_until_ready()"]

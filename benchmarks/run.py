@@ -13,7 +13,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-BENCHMARKS = ("cold_start", "overhead", "batch_sizes", "tuning", "offline", "memory", "concurrency")
+BENCHMARKS = (
+    *("cold_start", "overhead", "batch_sizes", "kernels", "tuning", "offline", "memory", "concurrency"),
+)
 
 
 def run(name: str) -> dict[str, object]:

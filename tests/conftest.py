@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 
 from artifex.generative_models.inference import Executor, load_exported_model
 from artifex.generative_models.models.vae import VAE
@@ -57,3 +58,15 @@ def executor(mnist_vae: VAE) -> Executor:
 def tiny_vae() -> VAE:
     """An untrained model that compiles fast."""
     return VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(autouse=True)
+def _no_compilation_cache_stays_on():
+    """Undoes what commands that run in this process set."""
+    before = {name: value for name, value in jax.config.values.items() if "_cache_" in name}
+    yield
+    changed = {name: value for name, value in before.items() if jax.config.values[name] != value}
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    if changed:
+        compilation_cache.reset_cache()

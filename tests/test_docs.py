@@ -19,7 +19,11 @@ def blocks(page):
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
 def test_code_blocks_run(page, tmp_path):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "ARTIFEX_CACHE_DIR": str(tmp_path / "cache"),  # what a page tunes is its own
+    }
     session = "\n".join(code for language, code in blocks(page) if language == "python")
     if session:
         (tmp_path / "session.py").write_text(session)

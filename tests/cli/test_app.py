@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 from artifex import __version__
 from artifex.cli import app
 
-COMMANDS = ["demo", "inspect", "generate", "encode", "decode", "reconstruct", "interpolate", "export"]
+COMMANDS = [
+    *("demo", "inspect", "generate", "encode", "decode", "reconstruct", "interpolate", "export"),
+    *("benchmark", "tune"),
+]
 HEAVY = ["jax", "numpy", "flax", "orbax", "PIL"]
 
 

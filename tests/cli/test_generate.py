@@ -87,7 +87,7 @@ def test_resume_refuses_another_seed(
         failing_cli("generate", model, "-n", 8, "-o", "out.npy")
     again = ("generate", model, "-n", 8, "-o", "out.npy", "--resume")
     assert "seed was 0 and is 1 now" in failing_cli(*again, "--seed", 1)
-    assert "batch_size was 32 and is 4 now" in failing_cli(*again, "--batch-size", 4)
+    assert "batch_size was 64 and is 4 now" in failing_cli(*again, "--batch-size", 4)
     cli(*again)
     assert np.load("out.npy").shape == (8, 8, 8, 1)
 

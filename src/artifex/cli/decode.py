@@ -30,7 +30,7 @@ def decode(
     pipeline = open_pipeline(model, batch_size, devices, dtype)
     inputs, _ = pipeline.executor.spec("decode")
     rows = open_array(latents, inputs["z"].shape)
-    job = job_of("decode", pipeline, dtype, latents=rows.identity())
+    job = job_of("decode", "decode", pipeline, dtype, latents=rows.identity())
     shape = (len(rows), *picture_shape(pipeline, "decode"))
     with open_output(output, shape, job=job, resume=resume) as out:
         facts = run(pipeline, "decode", pipeline.decode_chunks(rows.rows(out.rows_done)), out)

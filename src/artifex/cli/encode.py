@@ -28,7 +28,7 @@ def encode(
     inputs, outputs = pipeline.executor.spec("encode")
     pictures = open_pictures(images, inputs["x"].shape, resize=resize)
     latent = outputs["mean"]
-    job = job_of("encode", pipeline, dtype, images=pictures.identity())
+    job = job_of("encode", "encode", pipeline, dtype, images=pictures.identity())
     with NpyWriter(output, (len(pictures), *latent.shape), latent.dtype, job=job, resume=resume) as out:
         facts = run(pipeline, "encode", pipeline.encode_chunks(pictures.rows(out.rows_done)), out)
     report({**facts, "model": model}, "latent", as_json)

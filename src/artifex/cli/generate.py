@@ -29,7 +29,7 @@ def generate(
     from artifex.generative_models.core.endpoint import sample_key
 
     pipeline = open_pipeline(model, batch_size, devices, dtype)
-    job = job_of("generate", pipeline, dtype, seed=seed, temperature=temperature)
+    job = job_of("generate", "generate", pipeline, dtype, seed=seed, temperature=temperature)
     shape = (num_samples, *picture_shape(pipeline, "generate"))
     with open_output(output, shape, job=job, resume=resume) as out:
         chunks = pipeline.generate_chunks(

@@ -34,7 +34,7 @@ def interpolate(
     shape = inputs["x"].shape
     ends = [open_picture(address, shape, resize=resize) for address in (start, end)]
     first, last = (pipeline.preprocess_fn(picture) for picture in ends)
-    job = job_of("interpolate", pipeline, dtype)
+    job = job_of("interpolate", "decode", pipeline, dtype)
     with open_output(output, (steps, *shape), job=job, columns=steps) as out:
         line = (np.asarray(pipeline.interpolate(first, last, steps)) for _ in range(1))
         facts = run(pipeline, "decode", line, out)

@@ -45,8 +45,7 @@ def open_pipeline(
 
 
 def load_model(model: str) -> Any:
-    """The model of a command that looks into it."""
-    use_cache()
+    """The model of a command that measures it; nothing comes from the cache, so that compiling is seen."""
     return load_exported_model(model)[0]
 
 
@@ -75,12 +74,13 @@ def picture_shape(pipeline: InferencePipeline, endpoint: str) -> tuple[int, ...]
 
 
 def job_of(
-    command: str, pipeline: InferencePipeline, dtype: ComputeDtype | None, **facts: Any
+    command: str, endpoint: str, pipeline: InferencePipeline, dtype: ComputeDtype | None, **facts: Any
 ) -> dict[str, Any]:
     """Everything that the rows of a command depend on, so that only the same job resumes it.
 
     Args:
         command: Name of the command.
+        endpoint: The endpoint that gives the rows.
         pipeline: The model.
         dtype: Of the computation.
         **facts: What else the rows depend on: the seed, the pictures.
@@ -89,8 +89,8 @@ def job_of(
     return {
         "command": command,
         "model": _fingerprint(pipeline),
-        "batch_size": pipeline.batch_size,
-        "tuned": repr(pipeline.executor.tuned),
+        "batch_size": pipeline.rows_per_batch(endpoint),
+        "tuned": repr(pipeline.executor.tuned.get(endpoint)),
         "devices": 1 if mesh is None else mesh.size,
         "device_kind": jax.devices()[0].device_kind,
         "compute_dtype": compute_dtype(dtype),

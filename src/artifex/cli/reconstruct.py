@@ -36,7 +36,7 @@ def reconstruct(
     pipeline = open_pipeline(model, batch_size, devices, dtype)
     height, width, channels = picture_shape(pipeline, "reconstruct")
     pictures = open_pictures(images, (height, width, channels), resize=resize)
-    job = job_of("reconstruct", pipeline, dtype, images=pictures.identity())
+    job = job_of("reconstruct", "reconstruct", pipeline, dtype, images=pictures.identity())
     in_pairs = suffix_of(output) == ".png"
     shape = (len(pictures), 2 * height if in_pairs else height, width, channels)
     with open_output(output, shape, job=job, resume=resume) as out:

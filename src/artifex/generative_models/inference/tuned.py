@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
-from artifex.generative_models.core.errors import CacheError
 from artifex.generative_models.inference import cache
 
 _log = logging.getLogger("artifex")
@@ -85,11 +84,7 @@ def load_tuned(name: str) -> Tuned | None:
     Args:
         name: What `tuning_name` gives.
     """
-    try:
-        data = cache.read(name)
-    except CacheError as error:
-        _log.warning("going on without tuning results: %s", error)
-        return None
+    data = cache.try_read(name)
     if data is None:
         return None
     try:
