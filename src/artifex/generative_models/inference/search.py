@@ -61,9 +61,10 @@ Measure = Callable[[Candidate], float | None]
 def search(space: Space, measure: Measure) -> None:
     """Finds the fastest candidate without trying them all.
 
-    Batch sizes are doubled until the rate falls, once for each choice of fusion. From the best one found,
-    one thing at a time is changed and what is faster is kept: the batch sizes between those tried, the
-    number of micro-batches, alone and with larger batches, and the executions in flight.
+    Batch sizes are doubled until the rate falls. From the best one found, one thing at a time is changed and
+    what is faster is kept: fusion, also at half and twice the size for as long as that is faster still; the
+    batch sizes between those tried; the number of micro-batches, alone and with larger batches; and the
+    executions in flight.
 
     Args:
         space: What may be tried.
@@ -86,18 +87,29 @@ def search(space: Space, measure: Measure) -> None:
         if best is None or rate > rates[best]:
             best = candidate
 
-    for fusion in space.fusion:
-        curve: list[float] = []
-        for size in _doubling(space.batch_sizes):
-            candidate = Candidate(size, Setting(fusion), space.executions_in_flight[0])
-            try_out(candidate)
-            if candidate not in rates:
-                break
-            curve.append(rates[candidate])
-            if max(curve[-2:]) < TURNED * max(curve):
-                break
+    ladder = list(_doubling(space.batch_sizes))
+    curve: list[float] = []
+    for size in ladder:
+        candidate = Candidate(size, Setting(space.fusion[0]), space.executions_in_flight[0])
+        try_out(candidate)
+        if candidate not in rates:
+            break
+        curve.append(rates[candidate])
+        if max(curve[-2:]) < TURNED * max(curve):
+            break
     if best is None:
         return
+    for fusion in space.fusion[1:]:
+        other = replace(best, setting=Setting(fusion))
+        at = ladder.index(other.batch_size)
+        for sizes in (ladder[at:], ladder[at::-1]):
+            last = 0.0
+            for size in sizes:
+                candidate = replace(other, batch_size=size)
+                try_out(candidate)
+                if rates.get(candidate, 0.0) <= last:
+                    break
+                last = rates[candidate]
     while middles := [size for size in _between(space.batch_sizes, best, rates) if size <= fits]:
         for candidate in [replace(best, batch_size=size) for size in middles]:
             try_out(candidate)
