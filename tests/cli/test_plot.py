@@ -1,6 +1,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(picture)
 
 
-def draw(name: str, *curves: Curve, **settings: object) -> np.ndarray:
-    save_curve(Path(name), curves, title="model on device", **settings)  # type: ignore[arg-type]
+def draw(name: str, *curves: Curve, **settings: Any) -> np.ndarray:
+    save_curve(Path(name), curves, title="model on device", **settings)
     return pixels(Path(name))
 
 

@@ -228,6 +228,7 @@ class KeptProgram:
         try:
             data = pickle.dumps(serialize_executable.serialize(executable))
         except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+            # How JAX and its backends say that they cannot serialise this one; it runs all the same.
             _log.debug("%s cannot be kept: %s", self._name, error)
             return
         executables = self._snapshot.programs[self._name]["executables"]

@@ -152,7 +152,7 @@ def _timed(fn: Callable[[], Any], when: str) -> tuple[float, Any]:
         start = time.perf_counter()
         result = jax.block_until_ready(fn())
         return max(time.perf_counter() - start, _RESOLUTION), result
-    except Exception as error:
+    except Exception as error:  # whatever it is, it is raised again with a note
         error.add_note(f"raised in {when}")
         raise
 
