@@ -136,7 +136,7 @@ def broken_inputs(small: np.ndarray) -> None:
         ("good.png truncated.png", "truncated.png: not a picture that can be read"),
         ("text.png", "text.png: not a picture that can be read"),
         ("empty.png", "empty.png: not a picture that can be read"),
-        ("wide.png", "wide.png: 9 x 8 pixels where the model takes 8 x 8; --resize scales pictures"),
+        ("wide.png", "wide.png: 9 x 8 pixels where the model takes 8 x 8; the option to resize scales it"),
         ("--resize bomb.png", "bomb.png: more than 89,478,485 pixels"),
         ("--resize large.png", "large.png: more than 89,478,485 pixels"),
         ("objects.npy", "objects.npy: not an array that can be read"),

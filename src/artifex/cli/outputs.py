@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
-from PIL import Image
 
 from artifex.generative_models.core.errors import InputError, OutputError
+from artifex.generative_models.inference.images import PICTURE_CHANNELS, PictureGrid, to_pillow
 from artifex.generative_models.inference.npy import NpyWriter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_CHANNELS = (1, 3, 4)
-_GAP = 2  # pixels between the pictures of a grid
-_MAX_GRID_PIXELS = 100_000_000  # Pillow and others refuse to open much larger ones
 
 
 class Output(Protocol):
@@ -42,37 +37,29 @@ class PngGrid:
     Args:
         path: The file; one that is there is replaced when the new one is whole.
         shape: Shape (N, H, W, C) of the pictures.
-        columns: Pictures in a row.
+        columns: Pictures in a row; None makes it about square.
 
     Raises:
         InputError: The picture would be too large for others to open.
         OSError: The file cannot be written.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], columns: int):
+    def __init__(self, path: Path, shape: tuple[int, ...], columns: int | None):
         self.path = path
-        self.num_rows, self._height, self._width, channels = shape
+        self.num_rows = shape[0]
         self.rows_done = 0
-        self._columns = columns
-        height = math.ceil(self.num_rows / columns) * (self._height + _GAP) - _GAP
-        width = columns * (self._width + _GAP) - _GAP
-        if height * width > _MAX_GRID_PIXELS:
-            raise InputError(
-                f"{path}: a grid of {self.num_rows:,} pictures is {width:,} x {height:,} pixels, too large "
-                "to open; write a .npy array or a folder"
-            )
+        try:
+            self._grid = PictureGrid(shape, columns)
+        except InputError as error:
+            raise InputError(f"{path}: {error}; write a .npy array or a folder") from error
         path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = path.with_name(f"{path.name}.partial")
         self._partial.touch()
-        self._canvas = np.full((height, width, channels), 255, np.uint8)
 
     def write(self, rows: NDArray[np.uint8]) -> None:
         """Puts pictures [chunk, H, W, C] in the next places."""
-        for picture in rows:
-            row, column = divmod(self.rows_done, self._columns)
-            top, left = row * (self._height + _GAP), column * (self._width + _GAP)
-            self._canvas[top : top + self._height, left : left + self._width] = picture
-            self.rows_done += 1
+        self._grid.add(rows)
+        self.rows_done += len(rows)
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +67,7 @@ class PngGrid:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
-                save_png(self.path, self._canvas)
+                save_png(self.path, self._grid.canvas)
         finally:
             self._partial.unlink(missing_ok=True)
 
@@ -149,11 +136,10 @@ def open_output(
         raise InputError(f"{name}: expected a .png, a .npy or a folder (which may end in /), got {suffix!r}")
     if resume:
         raise InputError(f"{name}: --resume needs a .npy output")
-    if shape[-1] not in _CHANNELS:
+    if shape[-1] not in PICTURE_CHANNELS:
         raise InputError(f"{name}: pictures of {shape[-1]} channels cannot be PNGs; write a .npy array")
     if suffix == ".png":
-        num_rows, height, width, _ = shape
-        return PngGrid(path, shape, columns or math.ceil(math.sqrt(num_rows * height / width)))
+        return PngGrid(path, shape, columns)
     return PngFolder(path, shape)
 
 
@@ -166,9 +152,8 @@ def suffix_of(name: str) -> str:
 def save_png(path: Path, picture: NDArray[np.uint8]) -> None:
     """Writes a picture [H, W, C] under a temporary name, and gives it its name when it is whole."""
     temporary = path.with_name(f"{path.name}.partial")
-    pixels = picture[..., 0] if picture.shape[-1] == 1 else picture
     try:
-        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")
+        to_pillow(picture).save(temporary, format="PNG")
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

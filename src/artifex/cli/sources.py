@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -13,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from artifex.generative_models.core.errors import InputError, InputTypeError
+from artifex.generative_models.inference.images import PICTURE_CHANNELS, decode_picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _MAX_COMPRESSED_BYTES = 1 << 30
 _LOCAL_HEADER_BYTES = 30  # of a zip member, before its name
 _DAMAGED = (
@@ -65,29 +63,7 @@ class PictureFiles:
         return f"{len(self)} pictures, {digest.hexdigest()}"
 
     def _read(self, path: Path) -> NDArray[np.uint8]:
-        height, width, channels = self.shape
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                image = Image.open(path)
-            with image:
-                if image.size == (width, height) or self.resize:
-                    picture = image.convert(_MODES[channels])
-                    if picture.size != (width, height):
-                        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-                    return np.asarray(picture).reshape(self.shape)
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
-            raise
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise InputError(
-                f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down first"
-            ) from error
-        except (OSError, *_DAMAGED) as error:
-            raise InputError(f"{path}: not a picture that can be read: {error}") from error
-        raise InputError(
-            f"{path}: {image.width} x {image.height} pixels where the model takes {width} x {height}; "
-            "--resize scales pictures"
-        )
+        return decode_picture(path, self.shape, name=str(path), resize=self.resize)
 
 
 @dataclass(frozen=True)
@@ -128,7 +104,7 @@ def open_pictures(
         if len(paths) > 1:
             raise InputError("expected either one .npy or .npz array or picture files, got several paths")
         return _open_picture_array(paths[0], shape)
-    if shape[-1] not in _MODES:
+    if shape[-1] not in PICTURE_CHANNELS:
         raise InputError(f"a model of {shape[-1]} channels takes pictures from .npy and .npz arrays only")
     files = [file for path in paths for file in _picture_files(path)]
     return PictureFiles(files, shape, resize)

@@ -99,10 +99,19 @@ def sample_key(rngs: nnx.Rngs | int) -> Key[Array, ""]:
     """
     if not isinstance(rngs, int):
         return rngs.sample()
-    if jax.config.values["jax_default_prng_impl"] != "threefry2x32" or not 0 <= rngs < 2**32:
-        return jax.random.fold_in(jax.random.key(rngs), 0)
-    words = np.asarray(_threefry2x32((0, rngs), (0, 0)), np.uint32)
-    return jax.random.wrap_key_data(jax.device_put(words), impl="threefry2x32")
+    words = sample_key_data(rngs)
+    return jax.random.wrap_key_data(jax.device_put(words), impl=jax.config.values["jax_default_prng_impl"])
+
+
+def sample_key_data(seed: int) -> UInt32[np.ndarray, " words"]:
+    """The words of `sample_key(seed)`, on the host.
+
+    Args:
+        seed: An integer, as `nnx.Rngs` takes it.
+    """
+    if jax.config.values["jax_default_prng_impl"] != "threefry2x32" or not 0 <= seed < 2**32:
+        return np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 0)))
+    return np.asarray(_threefry2x32((0, seed), (0, 0)), np.uint32)
 
 
 def _threefry2x32(key: tuple[int, int], counter: tuple[int, int]) -> tuple[int, int]:

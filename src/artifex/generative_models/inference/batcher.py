@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,7 +86,7 @@ class Batcher:
         endpoint: str,
         inputs: Inputs | None = None,
         *,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         key: Key[Array, ""] | None = None,
         keys: Key[Array, " rows"] | None = None,
         num_rows: int | None = None,
@@ -101,7 +101,7 @@ class Batcher:
             endpoint: Name of the endpoint.
             inputs: Arrays [rows, ...] by name, as `Executor` takes them. They are not copied: leave them as
                 they are until the future is done.
-            seed: Row i is sample i of `nnx.Rngs(seed)`.
+            seed: Row i is sample i of `nnx.Rngs(seed)`; or one seed a row, which is then its sample 0.
             key: A key instead: row i uses `fold_in(key, i)`.
             keys: One key a row instead.
             num_rows: Number of rows, where no input tells it.
@@ -140,7 +140,7 @@ class Batcher:
         endpoint: str,
         inputs: Inputs | None = None,
         *,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         key: Key[Array, ""] | None = None,
         keys: Key[Array, " rows"] | None = None,
         num_rows: int | None = None,

@@ -34,7 +34,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from artifex.generative_models.core.devices import DeviceManager
-from artifex.generative_models.core.endpoint import Endpoint, Model, TensorSpec, row_keys, sample_key
+from artifex.generative_models.core.endpoint import Endpoint, Model, TensorSpec, row_keys, sample_key_data
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
 from artifex.generative_models.inference.cache import without_compilation_cache
 from artifex.generative_models.inference.cost import Cost, cost_of
@@ -218,7 +218,7 @@ class Executor:
         *,
         key: Key[Array, ""] | None = None,
         keys: Key[Array, " rows"] | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         num_rows: int | None = None,
         first_row: int = 0,
         values: bool = True,
@@ -231,7 +231,8 @@ class Executor:
             inputs: As for a call. They are not copied: leave them as they are until they ran.
             key: As for a call.
             keys: As for a call.
-            seed: An integer in place of a key, which is then that of `nnx.Rngs(seed).sample()`.
+            seed: An integer in place of a key, which is then that of `nnx.Rngs(seed).sample()`; or one a
+                row, each of which is then sample 0 of its seed.
             num_rows: As for a call.
             first_row: Number of the first row, where this call is a part of a longer job.
             values: Whether to look for values that are not finite; else that is for `Job.check_finite`.
@@ -350,6 +351,10 @@ class Executor:
         program = self._program(endpoint, options)
         return program.endpoint.inputs, program.outputs
 
+    def draws(self, endpoint: str, **options: Hashable) -> bool:
+        """Whether an endpoint draws random numbers, so that its calls need a key or a seed."""
+        return self._program(endpoint, options).needs_keys
+
     def cost(self, endpoint: str, batch_size: int, **options: Hashable) -> Cost:
         """What one execution takes, by the compiler's own account; compiles, but runs nothing.
 
@@ -412,6 +417,26 @@ class Executor:
                 "swap: the new model differs in structure, shapes or dtypes; make a new Executor"
             )
         self._weights = weights
+
+    def reuse_executables(self, other: Executor) -> bool:
+        """Takes over what another executor compiled, if that was for the same weights but for their values.
+
+        What is queued there finishes with its own weights, unlike after `swap`.
+
+        Args:
+            other: An executor of the same endpoints: the same functions with the same inputs and options.
+
+        Returns:
+            Whether it fits: structure, shapes, dtypes, devices and batch sizes are the same.
+        """
+        if self._weights.signature() != other._weights.signature() or self._how() != other._how():
+            return False
+        self._programs, self._lock = other._programs, other._lock
+        return True
+
+    def _how(self) -> tuple[Any, ...]:
+        """What executables depend on besides the weights and endpoints."""
+        return self._dtype, self._row_sharding, self._batch_sizes, self.tuned
 
     def _load_tuned(self) -> dict[str, Tuned]:
         found = {name: load_tuned(self.tuning_name(name)) for name in self.endpoints}
@@ -479,7 +504,7 @@ class Executor:
         *,
         key: Any = None,
         keys: Any = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         first_row: int = 0,
     ) -> Job:
         """Checks what a caller gives and puts it into the form that pieces are cut from."""
@@ -524,6 +549,11 @@ class Executor:
             raise InputError(
                 f"{program.name} draws random numbers: pass either key= or keys=; a Batcher takes seed= too"
             )
+        if isinstance(seed, list | tuple):
+            if len(seed) != num_rows:
+                raise InputError(f"{program.name}: got {len(seed)} seeds for {num_rows} rows")
+            data = np.stack([_seed_key_data(one) for one in seed])
+            return Job(program, num_rows, arrays, data, np.zeros(num_rows, np.uint32))
         if seed is not None:
             if not isinstance(seed, int | np.integer):
                 raise InputTypeError(f"{program.name}: seed: expected an integer, got {seed!r}")
@@ -938,7 +968,7 @@ def _pool(in_flight: int) -> ThreadPoolExecutor:
 
 @functools.lru_cache(maxsize=1024)
 def _seed_key_data(seed: int) -> np.ndarray:
-    return np.asarray(jax.random.key_data(sample_key(seed & 0xFFFFFFFF)))
+    return sample_key_data(seed & 0xFFFFFFFF)
 
 
 def _is_nnx(model: Any) -> bool:

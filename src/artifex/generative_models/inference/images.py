@@ -1,16 +1,42 @@
-"""Between uint8 pictures and a model's range of pixel values."""
+"""Pictures: between uint8 and a model's range of pixel values, and from and to picture files."""
 
 from __future__ import annotations
 
+import io
+import math
+import struct
+import warnings
+import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from artifex.generative_models.core.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from jax.typing import ArrayLike
     from jaxtyping import Float, UInt8
     from numpy import ndarray
+
+PICTURE_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # and Pillow's names for them
+_SAFE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of what strangers send; some others run programs
+_GAP = 2  # pixels between the pictures of a grid
+_MAX_GRID_PIXELS = 100_000_000  # Pillow and others refuse to open much larger ones
+_DAMAGED = (  # what Pillow raises on files that are no pictures, or broken ones
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    MemoryError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
 
 
 def normalize_images(
@@ -43,3 +69,96 @@ def denormalize_images(
     low, high = image_range
     levels = (np.asarray(images, np.float32) - np.float32(low)) * np.float32(255 / (high - low))
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+def decode_picture(
+    file: Path | bytes, shape: tuple[int, ...], *, name: str = "picture", resize: bool = False
+) -> UInt8[ndarray, "h w c"]:
+    """Reads a picture file of any mode of colours; contents must be PNG, JPEG, WebP or BMP.
+
+    Its size is looked at before it is decompressed.
+
+    Args:
+        file: The file, or its contents.
+        shape: Shape (H, W, C) of the picture wanted; 1, 3 or 4 channels.
+        name: What to call it in an error.
+        resize: Resizes a picture of another size; otherwise it is an error.
+
+    Raises:
+        InputError: It is no picture, a damaged one, of another size, or of more pixels than Pillow's
+            `Image.MAX_IMAGE_PIXELS`.
+        FileNotFoundError, PermissionError, IsADirectoryError: As it says.
+    """
+    height, width, channels = shape
+    source: Path | BinaryIO = io.BytesIO(file) if isinstance(file, bytes) else file
+    formats = _SAFE_FORMATS if isinstance(file, bytes) else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(source, formats=formats)
+        with image:
+            if image.size == (width, height) or resize:
+                picture = image.convert(PICTURE_CHANNELS[channels])
+                if picture.size != (width, height):
+                    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+                return np.asarray(picture).reshape(shape)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = Image.MAX_IMAGE_PIXELS
+        raise InputError(f"{name}: more than {limit:,} pixels; scale it down first") from error
+    except _DAMAGED as error:
+        raise InputError(f"{name}: not a picture that can be read: {_without_address(error)}") from error
+    raise InputError(
+        f"{name}: {image.width} x {image.height} pixels where the model takes {width} x {height}; "
+        "the option to resize scales it"
+    )
+
+
+def encode_png(picture: UInt8[ndarray, "h w c"]) -> bytes:
+    """A picture as a PNG file."""
+    buffer = io.BytesIO()
+    to_pillow(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def to_pillow(picture: UInt8[ndarray, "h w c"]) -> Image.Image:
+    """A picture as Pillow has it."""
+    pixels = picture[..., 0] if picture.shape[-1] == 1 else picture
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+class PictureGrid:
+    """One picture with others on it, row by row.
+
+    Args:
+        shape: Shape (N, H, W, C) of the others.
+        columns: How many stand in a row; None makes it about square.
+
+    Raises:
+        InputError: It would be too large for others to open.
+    """
+
+    def __init__(self, shape: tuple[int, ...], columns: int | None = None):
+        num_pictures, self._height, self._width, channels = shape
+        self._columns = columns or math.ceil(math.sqrt(num_pictures * self._height / self._width))
+        height = math.ceil(num_pictures / self._columns) * (self._height + _GAP) - _GAP
+        width = self._columns * (self._width + _GAP) - _GAP
+        if height * width > _MAX_GRID_PIXELS:
+            raise InputError(
+                f"a grid of {num_pictures:,} pictures is {width:,} x {height:,} pixels, too large to open"
+            )
+        self.canvas = np.full((height, width, channels), 255, np.uint8)
+        self._num_placed = 0
+
+    def add(self, pictures: UInt8[ndarray, "n h w c"]) -> None:
+        """Puts pictures in the next places."""
+        for picture in pictures:
+            row, column = divmod(self._num_placed, self._columns)
+            top, left = row * (self._height + _GAP), column * (self._width + _GAP)
+            self.canvas[top : top + self._height, left : left + self._width] = picture
+            self._num_placed += 1
+
+
+def _without_address(error: Exception) -> str:
+    return "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)

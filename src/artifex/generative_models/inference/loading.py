@@ -108,6 +108,13 @@ def load_exported_model(
     return model, config, metadata
 
 
+def latest_step(export_dir: Path) -> int | None:
+    """The last step among an export's checkpoints; None where there is none."""
+    checkpoints = export_dir / "checkpoints"
+    steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal() and path.is_dir()]
+    return max(steps, default=None)
+
+
 def read_metadata(export_dir: Path) -> dict[str, Any]:
     """Reads and checks an export's `metadata.json`.
 

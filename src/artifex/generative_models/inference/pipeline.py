@@ -225,7 +225,11 @@ def load_pipeline(
 
 
 def load_cached_pipeline(
-    name_or_dir: str | PathLike[str], *, batch_size: int | None = None, dtype: DTypeLike | None = None
+    name_or_dir: str | PathLike[str],
+    *,
+    batch_size: int | None = None,
+    dtype: DTypeLike | None = None,
+    step: int | None = None,
 ) -> InferencePipeline:
     """`load_pipeline` for programs that only run the model: a second start takes what the first found out.
 
@@ -237,6 +241,7 @@ def load_cached_pipeline(
         name_or_dir: A bundled name, or an export directory.
         batch_size: Rows a batch; None is what `tune` found for an endpoint, or 64.
         dtype: Dtype of the computation.
+        step: Training step; None is the one that the export names.
 
     Raises:
         ConfigError: There is no such model, or its config or metadata is unusable.
@@ -244,14 +249,15 @@ def load_cached_pipeline(
     """
     path = find_model(name_or_dir)
     metadata, config = read_metadata(path), read_json(path / "config.json")
-    snapshot = Snapshot(path, dtype)
+    snapshot = Snapshot(path, dtype, step)
     model: Any = snapshot.weights()
     if model is None:
-        model, config, metadata = load_exported_model(path)
-        snapshot.keep_model(model)
-        endpoints = None
-    else:
-        endpoints = snapshot.endpoints(metadata["model_type"], config)
+        restored, config, metadata = load_exported_model(path, step=step)
+        snapshot.keep_model(restored)
+        model = snapshot.weights()  # so that what is kept runs alike in this process and in later ones
+    endpoints = None if model is None else snapshot.endpoints(metadata["model_type"], config)
+    if model is None:
+        model = restored
     batch_sizes = None if batch_size is None else powers_up_to(batch_size)
     executor = Executor(model, endpoints, batch_sizes=batch_sizes, dtype=dtype, snapshot=snapshot)
     return _on_uint8(executor, config, metadata, batch_size=batch_size, dtype=dtype)

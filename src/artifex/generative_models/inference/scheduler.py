@@ -8,7 +8,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from artifex.generative_models.core.errors import ClosedError, DeadlineExceededError, InputError, Overloaded
 from artifex.generative_models.inference.executor import Executor
@@ -27,6 +27,10 @@ class BatcherStats:
         batches: Batches run.
         queue_seconds: Time that requests waited until their first row was under way, summed.
         compute_seconds: Time that batches took, copies included, summed.
+        request_seconds: Time from submission to the answer, summed over requests answered.
+        input_seconds: Time that it took to put their batches together, summed over requests.
+        infer_seconds: Time that their batches were executed, summed over requests.
+        output_seconds: Time that it took to share out what their batches gave, summed over requests.
         failed: Requests that ended with an error.
         cancelled: Requests that were given up, by their callers or by `close(drain=False)`.
         expired: Requests whose timeout passed before any row was under way.
@@ -41,6 +45,10 @@ class BatcherStats:
     batches: int = 0
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
+    request_seconds: float = 0.0
+    input_seconds: float = 0.0
+    infer_seconds: float = 0.0
+    output_seconds: float = 0.0
     failed: int = 0
     cancelled: int = 0
     expired: int = 0
@@ -49,10 +57,22 @@ class BatcherStats:
     queued_rows: int = 0
     rows_in_flight: int = 0
 
+    def __add__(self, other: BatcherStats) -> BatcherStats:
+        return BatcherStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
     @property
     def rows_per_batch(self) -> float:
         """Mean number of rows a batch."""
         return self.rows / self.batches if self.batches else 0.0
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds of one batch, by what they went into."""
+
+    input: float = 0.0
+    infer: float = 0.0
+    output: float = 0.0
 
 
 class Scheduler:
@@ -111,12 +131,13 @@ class Scheduler:
         with self._lock:
             if self._closed:
                 raise ClosedError("the Batcher is closed")
+            watched = self._queue.next_deadline
             try:
                 self._queue.add(request)
             except Overloaded:
                 self._stats[request.job.program.name].overloaded += 1
                 raise
-            if self._in_flight < self.max_in_flight or request.deadline is not None:
+            if self._in_flight < self.max_in_flight or self._queue.next_deadline != watched:
                 self._wake()
 
     def give_up(self, request: Request) -> bool:
@@ -240,15 +261,19 @@ class Scheduler:
     def _run(self, batch: list[Span]) -> None:
         """Runs a batch and answers the requests that it completes."""
         start = time.perf_counter()
-        answers = self._answers(batch)
-        seconds = time.perf_counter() - start
+        clock = _Clock()
+        answers = self._answers(batch, clock)
+        end = time.perf_counter()
         num_rows = sum([stop - start for _, start, stop in batch])
         with self._lock:
             stats = self._stats[batch[0][0].job.program.name]
             stats.rows_in_flight -= num_rows
             stats.rows += num_rows
             stats.batches += 1
-            stats.compute_seconds += seconds
+            stats.compute_seconds += end - start
+            stats.input_seconds += clock.input * len(batch)
+            stats.infer_seconds += clock.infer * len(batch)
+            stats.output_seconds += clock.output * len(batch)
             answers = [answer for answer in answers if not answer[0].ended]
             for request, answer in answers:
                 self._end(request)
@@ -256,12 +281,15 @@ class Scheduler:
                     stats.failed += 1
                 else:
                     stats.requests += 1
+                    stats.request_seconds += end - request.submitted
         self._answer(answers)
 
-    def _answers(self, batch: list[Span]) -> list[Answer]:
+    def _answers(self, batch: list[Span], clock: _Clock) -> list[Answer]:
         """Runs spans together; where they fail, in halves, so that each failing request fails alone."""
+        begin = time.perf_counter()
         try:
             job = self.executor.merge([(request.job, start, stop) for request, start, stop in batch])
+            merged = time.perf_counter()
             outputs = self.executor.run(job)
         except Exception as error:  # whatever it is, it goes to the request that it belongs to
             failed = _not_finite(batch) if isinstance(error, InputError) else {}
@@ -270,7 +298,8 @@ class Scheduler:
             rest = [span for span in batch if span[0] not in failed]
             cut = len(rest) if failed else len(rest) // 2
             parts = [part for part in (rest[:cut], rest[cut:]) if part]
-            return [*failed.items(), *(answer for part in parts for answer in self._answers(part))]
+            return [*failed.items(), *(answer for part in parts for answer in self._answers(part, clock))]
+        ran = time.perf_counter()
         answers: list[Answer] = []
         first = 0
         for request, start, stop in batch:
@@ -282,6 +311,9 @@ class Scheduler:
                 if complete is not None:
                     answers.append((request, complete))
             first += stop - start
+        clock.input += merged - begin
+        clock.infer += ran - merged
+        clock.output += time.perf_counter() - ran
         return answers
 
     def _fill(self, request: Request, batch: Outputs, first: int, start: int, stop: int) -> Outputs | None:

@@ -66,15 +66,17 @@ class Snapshot:
     Args:
         export_dir: The export.
         dtype: Dtype of the computation, as for `Executor`.
+        step: Training step; None is the one that the export names.
     """
 
-    def __init__(self, export_dir: Path, dtype: DTypeLike | None = None):
+    def __init__(self, export_dir: Path, dtype: DTypeLike | None = None, step: int | None = None):
         self._dir = export_dir.resolve()
         self.device = DeviceManager().default_device
         self._stats = fingerprint.stats_under(self._dir)
         depends_on = [
             str(self._dir),
             None if dtype is None else str(jnp.dtype(dtype)),
+            step,
             fingerprint.environment(self.device),
         ]
         self._name = f"starts/{_digest(json.dumps(depends_on).encode())}"
