@@ -506,3 +506,139 @@ def test_calls_on_one_model_share_an_executor_that_dies_with_it():
     del model, executor
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_one_seed_a_row_is_sample_0_of_each(kind):
+    executor = Executor(None, NOISY, batch_sizes=(1, 2, 4))
+    seeds = [7, 0, 2**32 - 1, 7, -3, 2**32 + 5]
+    zeros = np.zeros((len(seeds), 3), np.float32)
+    job = executor.check("noisy", {"x": zeros}, seed=kind(seeds))
+    parts = [
+        executor.run(executor.merge([(job, start, stop)]))["y"] for start, stop in ((0, 1), (1, 5), (5, 6))
+    ]
+    found = np.concatenate([part[:n] for part, n in zip(parts, (1, 4, 1), strict=True)])
+    alone = [executor("noisy", {"x": zeros[:1]}, key=nnx.Rngs(s & 0xFFFFFFFF).sample())["y"] for s in seeds]
+    np.testing.assert_allclose(found, np.concatenate(alone), rtol=1e-6, atol=1e-6)  # as above
+    assert len(np.unique(found[:, 0])) == 5
+
+
+def test_seeds_a_row_go_with_other_kinds_of_keys_in_one_batch():
+    executor = Executor(None, NOISY, batch_sizes=(4,))
+    by_rows = executor.check("noisy", {"x": rows(2)}, seed=[3, 4])
+    by_one = executor.check("noisy", {"x": rows(1)}, seed=3, first_row=6)
+    by_keys = executor.check("noisy", {"x": rows(1)}, keys=jax.random.split(jax.random.key(1), 1))
+    jobs = [by_one, by_rows, by_keys]
+    merged = executor.run(executor.merge([(job, 0, job.num_rows) for job in jobs]))["y"]
+    alone = [executor.run(executor.merge([(job, 0, job.num_rows)]))["y"][: job.num_rows] for job in jobs]
+    np.testing.assert_array_equal(merged, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("seeds", [[], [1], [1, 2, 3]])
+def test_there_are_as_many_seeds_as_rows(seeds):
+    with pytest.raises(InputError, match=f"noisy: got {len(seeds)} seeds for 2 rows"):
+        Executor(None, NOISY).check("noisy", {"x": rows(2)}, seed=seeds)
+
+
+@pytest.mark.parametrize("seeds", [["1", "2"], [1.0, 2.0], [None, 1], [True, [1]]])
+def test_seeds_a_row_are_integers(seeds):
+    with pytest.raises(InputTypeError, match="seed: expected"):
+        Executor(None, NOISY).check("noisy", {"x": rows(2)}, seed=seeds)
+
+
+def test_an_endpoint_tells_whether_it_draws(executor):
+    draws = {name: executor.draws(name) for name in executor.endpoints}
+    assert draws == {"encode": False, "decode": False, "reconstruct": False, "generate": True}
+    count = executor.compile_count
+    with pytest.raises(InputError, match="no endpoint 'train'"):
+        executor.draws("train")
+    assert executor.compile_count == count
+
+
+def fixed_or_drawn(model, keys, inputs, *, draw=False):
+    return noisy(model, keys, inputs) if draw else double(model, keys, inputs)
+
+
+def test_whether_it_draws_may_depend_on_an_option():
+    executor = Executor(None, {"y": Endpoint(fixed_or_drawn, {"x": ROW}, {"draw": False})})
+    assert [executor.draws("y"), executor.draws("y", draw=True)] == [False, True]
+
+
+TIMES = {"times": Endpoint(lambda model, keys, inputs: {"y": model["w"] * inputs["x"]}, {"x": ROW})}
+
+
+def times(w=2.0, dtype=np.float32, shape=(1, 1), **settings):
+    return Executor({"w": np.full(shape, w, dtype)}, TIMES, **{"batch_sizes": (1, 4), **settings})
+
+
+def test_another_executor_takes_over_what_was_compiled_and_each_has_its_weights(compilations):
+    first, second = times(2), times(5)
+    first.warmup()
+    queued = first.check("times", {"x": rows(3)})
+    compilations.clear()
+    assert second.reuse_executables(first)
+    second.warmup()
+    assert second.compile_count == 0
+    for size in (1, 4):
+        x = rows(size)
+        np.testing.assert_array_equal(second.run(second.check("times", {"x": x}))["y"], 5 * x)
+    np.testing.assert_array_equal(first.run(first.merge([(queued, 0, 3)]))["y"][:3], 2 * rows(3))
+    np.testing.assert_array_equal(second.run(second.merge([(queued, 0, 3)]))["y"][:3], 5 * rows(3))
+    assert compilations == []
+
+
+def test_what_either_compiles_later_is_there_for_both():
+    first, second = times(2), times(5)
+    assert second.reuse_executables(first)
+    np.testing.assert_array_equal(second("times", {"x": rows(4)})["y"], 5 * rows(4))
+    np.testing.assert_array_equal(first("times", {"x": rows(4)})["y"], 2 * rows(4))
+    assert (first.compile_count, second.compile_count) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"shape": (1, 3)},
+        {"dtype": np.int32},
+        {"batch_sizes": (1, 2, 4)},
+        {"batch_sizes": (4,)},
+        {"dtype": np.float16},
+        {"mesh": True},
+    ],
+    ids=str,
+)
+def test_executables_that_do_not_fit_are_not_taken_over(other):
+    first = times()
+    first.warmup()
+    if other.pop("mesh", False):
+        other["mesh"] = Mesh(jax.devices()[:1], ("data",))
+    second = times(5, **other)
+    assert not second.reuse_executables(first)
+    assert second._programs == {}
+
+
+def test_executables_of_another_dtype_of_the_computation_are_not_taken_over():
+    first = Executor({"w": np.full((1, 1), 2, np.float32)}, TIMES, batch_sizes=(4,))
+    half = Executor({"w": np.full((1, 1), 5, np.float32)}, TIMES, batch_sizes=(4,), dtype=jnp.bfloat16)
+    same = Executor({"w": np.full((1, 1), 3, np.float32)}, TIMES, batch_sizes=(4,), dtype=jnp.bfloat16)
+    first.warmup()
+    half.warmup()
+    assert not half.reuse_executables(first)
+    assert same.reuse_executables(half)
+    np.testing.assert_array_equal(same("times", {"x": rows(4)})["y"], 3 * rows(4))
+    assert same.compile_count == 0
+
+
+def test_models_of_one_structure_share_executables(tiny_vae):
+    first = Executor(tiny_vae, batch_sizes=(2,))
+    first.warmup(["decode"])
+    other = VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(1))
+    second = Executor(other, batch_sizes=(2,))
+    assert second.reuse_executables(first)
+    z = rows(2)[:, :1] * np.ones(4, np.float32)
+    np.testing.assert_array_equal(
+        second("decode", {"z": z})["x"], Executor(other, batch_sizes=(2,))("decode", {"z": z})["x"]
+    )
+    assert second.compile_count == 0
+    larger = Executor(VAE((8, 8, 1), 5, [4, 8], [8, 4], rngs=nnx.Rngs(1)), batch_sizes=(2,))
+    assert not larger.reuse_executables(first)

@@ -1,7 +1,14 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference import denormalize_images, normalize_images
+from artifex.generative_models.inference.images import PictureGrid, decode_picture, encode_png, to_pillow
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 RANGES = [(-1.0, 1.0), (0.0, 1.0)]
@@ -51,3 +58,132 @@ def test_pictures_are_rounded_and_clipped(
 def test_floats_pass_through(dtype: type) -> None:
     images = np.linspace(-3, 3, 16, dtype=dtype).reshape(1, 4, 4, 1)
     assert normalize_images(images) is images
+
+
+COLOURS = np.arange(5 * 7 * 4, dtype=np.uint8).reshape(5, 7, 4) + np.uint8(90)  # H, W, C
+
+
+def file_of(picture: np.ndarray, kind: str, mode: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    image = to_pillow(picture)
+    (image if mode is None else image.convert(mode)).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_png_round_trips(channels: int) -> None:
+    picture = COLOURS[..., :channels]
+    found = decode_picture(encode_png(picture), picture.shape)
+    np.testing.assert_array_equal(found, picture, strict=True)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "JPEG"])
+def test_the_usual_files_are_read_from_bytes_and_from_disk(kind: str, tmp_path: Path) -> None:
+    flat = np.full((5, 7, 3), 128, np.uint8)  # which even JPEG keeps
+    contents = file_of(flat, kind)
+    (tmp_path / "picture").write_bytes(contents)
+    for file in (contents, tmp_path / "picture"):
+        np.testing.assert_array_equal(decode_picture(file, (5, 7, 3)), flat)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("1", "PNG"), ("P", "PNG"), ("LA", "PNG"), ("L", "BMP")])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_any_mode_of_colours_becomes_that_of_the_model(mode: str, kind: str, channels: int) -> None:
+    grey = np.zeros((5, 7, 1), np.uint8)
+    grey[2:] = 255
+    found = decode_picture(file_of(grey, kind, mode), (5, 7, channels))
+    wanted = np.repeat(grey, channels, axis=-1)
+    if channels == 4:
+        wanted[..., 3] = 255
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM", "EPS", "PDF", "TGA", "ICO"])
+def test_strangers_send_the_usual_files_only(kind: str) -> None:
+    with pytest.raises(InputError, match=r"^picture: not a picture that can be read: unknown format$"):
+        decode_picture(file_of(COLOURS[..., :3], kind), (5, 7, 3))
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that claims a size, and has no pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"", "not a picture that can be read: unknown format"),
+        (b"picture", "not a picture that can be read: unknown format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 7 5\n", "unknown format"),
+        (encode_png(COLOURS)[:30], "not a picture that can be read"),
+        (encode_png(COLOURS)[:50], "not a picture that can be read"),
+        (bomb(7, 5), "not a picture that can be read"),
+        (bomb(10_000, 10_000), "more than 89,478,485 pixels"),
+        (bomb(2**31 - 1, 2**31 - 1), "more than 89,478,485 pixels"),
+        (bomb(7, 6), "7 x 6 pixels where the model takes 7 x 5"),
+        (bomb(5, 7), "5 x 7 pixels where the model takes 7 x 5"),
+    ],
+    ids=["empty", "text", "EPS", "a header", "cut", "no pixels", "bomb", "larger bomb", "high", "narrow"],
+)
+@pytest.mark.parametrize("resize", [False, True])
+def test_what_is_no_picture_is_refused_by_name(contents: bytes, message: str, resize: bool) -> None:
+    if resize and "where the model takes" in message:
+        message = "not a picture that can be read"
+    with pytest.raises(InputError, match=f"^x: row 3: .*{message}") as caught:
+        decode_picture(contents, (5, 7, 4), name="x: row 3", resize=resize)
+    assert "0x" not in str(caught.value)  # the address of a buffer
+
+
+def test_a_picture_is_resized_only_if_asked() -> None:
+    half = np.zeros((10, 14, 1), np.uint8)
+    half[:, 7:] = 200
+    with pytest.raises(InputError, match="14 x 10 pixels where the model takes 7 x 5"):
+        decode_picture(encode_png(half), (5, 7, 1))
+    found = decode_picture(encode_png(half), (5, 7, 1), resize=True)
+    assert found.shape == (5, 7, 1)
+    assert np.abs(found[:, :1].astype(int)).max() <= 1
+    assert np.abs(found[:, 6:].astype(int) - 200).max() <= 1
+
+
+def test_missing_files_are_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        decode_picture(tmp_path / "none.png", (5, 7, 1))
+    with pytest.raises(IsADirectoryError):
+        decode_picture(tmp_path, (5, 7, 1))
+
+
+@pytest.mark.parametrize(
+    ("columns", "size"), [(3, (2, 3)), (1, (5, 1)), (5, (1, 5)), (7, (1, 7)), (None, (2, 3))]
+)
+@pytest.mark.parametrize("chunks", [[5], [2, 3], [1] * 5])
+def test_pictures_stand_on_a_grid_row_by_row(
+    columns: int | None, size: tuple[int, int], chunks: list[int]
+) -> None:
+    pictures = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
+    grid = PictureGrid(pictures.shape, columns)
+    for part in np.split(pictures, np.cumsum(chunks)[:-1]):
+        grid.add(part)
+    assert grid.canvas.shape == (6 * size[0] - 2, 6 * size[1] - 2, 3)
+    wanted = np.full_like(grid.canvas, 255)
+    for i, picture in enumerate(pictures):
+        top, left = 6 * (i // size[1]), 6 * (i % size[1])
+        wanted[top : top + 4, left : left + 4] = picture
+    np.testing.assert_array_equal(grid.canvas, wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "aspect"), [((12, 8, 8, 1), 1.4), ((30, 4, 16, 3), 1.5), ((30, 16, 4, 3), 1.5)]
+)
+def test_a_grid_is_about_square(shape: tuple[int, ...], aspect: float) -> None:
+    height, width, _ = PictureGrid(shape).canvas.shape
+    assert 1 / aspect < height / width < aspect
+
+
+def test_a_grid_that_others_could_not_open_is_refused() -> None:
+    with pytest.raises(InputError, match=r"a grid of 1,000,000 pictures is .* pixels, too large to open"):
+        PictureGrid((1_000_000, 64, 64, 3))

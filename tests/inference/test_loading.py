@@ -21,7 +21,13 @@ from artifex.generative_models.core.errors import (
     UnknownModelTypeError,
 )
 from artifex.generative_models.inference import export_model, load_exported_model, load_model_for_inference
-from artifex.generative_models.inference.loading import bundled_models, check_image_range, find_model
+from artifex.generative_models.inference.loading import (
+    bundled_models,
+    check_image_range,
+    find_model,
+    latest_step,
+)
+from artifex.generative_models.inference.pipeline import load_cached_pipeline
 from artifex.generative_models.models.vae import VAE
 
 
@@ -230,3 +236,35 @@ def test_weights_alone_without_their_export(tmp_path: Path, model: VAE) -> None:
     assert_same_weights(load_model_for_inference(tmp_path / "plain", model.config), model)
     with pytest.raises(ConfigError, match=r"cannot read .*metadata\.json"):
         load_exported_model(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    ("steps", "wanted"),
+    [([], None), (["5"], 5), (["5", "40", "9"], 40), (["0"], 0), (["5", "x", "9.tmp"], 5)],
+)
+def test_the_latest_step_is_the_largest_number(tmp_path: Path, steps: list[str], wanted: int | None) -> None:
+    assert latest_step(tmp_path) is None
+    for step in steps:
+        (tmp_path / "checkpoints" / step).mkdir(parents=True)
+    if wanted is not None:
+        (tmp_path / "checkpoints" / "99").touch()  # no directory, so no step
+    assert latest_step(tmp_path) == wanted
+
+
+def test_the_latest_step_is_that_of_an_export_to_which_one_is_added(copy: Path) -> None:
+    assert latest_step(copy) == 5
+    with setup_checkpoint_manager(copy / "checkpoints")[0] as manager:
+        save_checkpoint(manager, build(seed=1), 12)
+    assert latest_step(copy) == 12
+
+
+def test_a_cached_pipeline_is_of_the_step_asked_for_each_time(copy: Path, model: VAE) -> None:
+    with setup_checkpoint_manager(copy / "checkpoints")[0] as manager:
+        save_checkpoint(manager, build(seed=1), 9)
+    for _ in range(2):  # the second time from what was kept
+        for step, wanted in ((None, model), (9, build(seed=1)), (5, model)):
+            found = load_cached_pipeline(copy, batch_size=1, step=step).executor.weights
+            for leaf, expected in zip(found, jax.tree.leaves(nnx.state(wanted)), strict=True):
+                np.testing.assert_array_equal(leaf, expected)
+    with pytest.raises(CheckpointNotFoundError):
+        load_cached_pipeline(copy, step=7)

@@ -1,5 +1,6 @@
 """What a queue does not hold, drops or forgets: limits, deadlines, cancellation, and the counters of them."""
 
+import dataclasses
 import gc
 import threading
 import weakref
@@ -258,3 +259,71 @@ def test_a_batcher_keeps_nothing_of_what_it_did(open_batcher, timeout):
         if freed.wait(0.1):
             break
     assert freed.is_set()
+
+
+def test_an_earlier_deadline_is_noticed_although_a_later_one_is_watched(held):
+    batcher = held()
+    kept = [submit(batcher, 1, timeout=600) for _ in range(3)]
+    with pytest.raises(DeadlineExceededError):
+        submit(batcher, 1, timeout=0.01).result(TIMEOUT)
+    kept.append(submit(batcher, 1, timeout=500))
+    with pytest.raises(DeadlineExceededError):
+        submit(batcher, 1, timeout=0.01).result(TIMEOUT)
+    assert not any(future.done() for future in kept)
+
+
+def test_later_deadlines_pass_after_the_one_that_was_watched(held):
+    batcher = held()
+    futures = [submit(batcher, 1, timeout=timeout) for timeout in (0.05, 0.1, 0.15)]
+    for future in futures:
+        with pytest.raises(DeadlineExceededError):
+            future.result(TIMEOUT)
+    assert batcher.stats()["double"].expired == 3
+
+
+@pytest.mark.parametrize("given_up", ["cancelled", "under way"])
+def test_a_deadline_passes_although_the_one_that_was_watched_is_of_no_use_any_more(held, gate, given_up):
+    batcher = held()
+    first = submit(batcher, 1, timeout=0.2)
+    if given_up == "cancelled":
+        assert first.cancel()
+    else:
+        gate.release(1)
+        gate.wait(2)
+    late = submit(batcher, 1, timeout=0.3)
+    with pytest.raises(DeadlineExceededError):
+        late.result(TIMEOUT)
+
+
+def test_stats_add_up_field_by_field():
+    names = [field.name for field in dataclasses.fields(BatcherStats)]
+    first = BatcherStats(*(2.0**n for n in range(len(names))))
+    second = BatcherStats(*(3.0**n for n in range(len(names))))
+    total = first + second
+    assert {name: getattr(total, name) for name in names} == {
+        name: 2.0**n + 3.0**n for n, name in enumerate(names)
+    }
+    assert total.rows_per_batch == total.rows / total.batches
+    assert first + BatcherStats() == first
+
+
+def test_the_times_of_a_request_are_parts_of_the_whole(open_batcher):
+    batcher = open_batcher(max_in_flight=1)
+    for n in (1, 8, 3):  # one after another, each in a batch of its own
+        submit(batcher, n).result(TIMEOUT)
+    batcher.close()
+    stats = batcher.stats()["double"]
+    parts = stats.input_seconds + stats.infer_seconds + stats.output_seconds
+    assert 0 < parts <= stats.compute_seconds
+    assert stats.queue_seconds + parts <= stats.request_seconds
+
+
+def test_a_batch_takes_its_time_from_each_of_its_requests(held, gate):
+    batcher = held()
+    futures = [submit(batcher, 1) for _ in range(4)]
+    gate.release()
+    wait(futures, TIMEOUT)
+    batcher.close()
+    stats = batcher.stats()["double"]
+    assert (stats.requests, stats.batches) == (5, 2)
+    assert stats.infer_seconds > stats.compute_seconds - stats.input_seconds - stats.output_seconds

@@ -23,6 +23,7 @@ from artifex.cli.generate import generate
 from artifex.cli.inspect import inspect
 from artifex.cli.interpolate import interpolate
 from artifex.cli.reconstruct import reconstruct
+from artifex.cli.serve import serve
 from artifex.cli.tune import tune
 
 app = typer.Typer(
@@ -32,7 +33,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, generate, encode, decode, reconstruct, interpolate, export, benchmark, tune):
+for command in (
+    demo,
+    inspect,
+    generate,
+    encode,
+    decode,
+    reconstruct,
+    interpolate,
+    export,
+    benchmark,
+    tune,
+    serve,
+):
     app.command(cls=OneLineErrors)(command)
 
 

@@ -124,10 +124,14 @@ def _threefry2x32(key: tuple[int, int], counter: tuple[int, int]) -> tuple[int, 
     mask = 2**32 - 1
     keys = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
     x, y = (counter[0] + keys[0]) & mask, (counter[1] + keys[1]) & mask
-    for i in range(5):
-        for rotation in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+    for i, rotations in enumerate(_ROTATIONS):
+        for left, right in rotations:
             x = (x + y) & mask
-            y = ((y << rotation) & mask | y >> (32 - rotation)) ^ x
+            y = ((y << left) & mask | y >> right) ^ x
         x = (x + keys[(i + 1) % 3]) & mask
         y = (y + keys[(i + 2) % 3] + i + 1) & mask
     return x, y
+
+
+_EVEN, _ODD = (tuple((left, 32 - left) for left in group) for group in ((13, 15, 26, 6), (17, 29, 16, 24)))
+_ROTATIONS = (_EVEN, _ODD, _EVEN, _ODD, _EVEN)

@@ -432,6 +432,8 @@ class Executor:
         if self._weights.signature() != other._weights.signature() or self._how() != other._how():
             return False
         self._programs, self._lock = other._programs, other._lock
+        if self._snapshot is not None and other._snapshot is not None:
+            self._snapshot.keep_programs_of(other._snapshot)
         return True
 
     def _how(self) -> tuple[Any, ...]:
@@ -552,12 +554,11 @@ class Executor:
         if isinstance(seed, list | tuple):
             if len(seed) != num_rows:
                 raise InputError(f"{program.name}: got {len(seed)} seeds for {num_rows} rows")
-            data = np.stack([_seed_key_data(one) for one in seed])
+            data = np.stack([_seed_key_data(_checked_seed(program.name, one)) for one in seed])
             return Job(program, num_rows, arrays, data, np.zeros(num_rows, np.uint32))
         if seed is not None:
-            if not isinstance(seed, int | np.integer):
-                raise InputTypeError(f"{program.name}: seed: expected an integer, got {seed!r}")
-            return Job(program, num_rows, arrays, _seed_key_data(int(seed)), first_row)
+            data = _seed_key_data(_checked_seed(program.name, seed))
+            return Job(program, num_rows, arrays, data, first_row)
         if keys is not None and len(keys) != num_rows:
             raise InputError(f"{program.name}: got {len(keys)} keys for {num_rows} rows")
         data = program.key_data(key if keys is None else keys, ndim=0 if keys is None else 1)
@@ -964,6 +965,12 @@ def cpu_options() -> dict[str, bool | str] | None:
 @functools.cache
 def _pool(in_flight: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(in_flight, thread_name_prefix="artifex")
+
+
+def _checked_seed(endpoint: str, seed: Any) -> int:
+    if not isinstance(seed, int | np.integer):
+        raise InputTypeError(f"{endpoint}: seed: expected an integer, got {seed!r}")
+    return int(seed)
 
 
 @functools.lru_cache(maxsize=1024)

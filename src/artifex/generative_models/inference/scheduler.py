@@ -217,7 +217,7 @@ class Scheduler:
             self._end(request)
             self._stats[name].expired += 1
             seconds = time.perf_counter() - request.submitted
-            dropped.append((request, DeadlineExceededError(f"{name}: still queued after {seconds:.3f} s")))
+            dropped.append((request, DeadlineExceededError(f"{name}: still queued after {seconds:.3g} s")))
         if self._closed and not self._drain:
             for request in self._queue:
                 self._end(request)

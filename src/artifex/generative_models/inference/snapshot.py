@@ -166,6 +166,10 @@ class Snapshot:
         """The part of the record that tells of programs, by name."""
         return self._record["programs"]
 
+    def keep_programs_of(self, other: Snapshot) -> None:
+        """Keeps what another snapshot holds of the same endpoints, for other values of the weights."""
+        self.keep(lambda: self.programs.update(other.programs))
+
     def keep(self, change: Callable[[], None]) -> None:
         """Changes the record and writes it, unless a source changed after it was loaded."""
         with self._lock:

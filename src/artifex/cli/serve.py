@@ -1,0 +1,112 @@
+"""`artifex serve`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from artifex.cli.options import BatchSize, Dtype
+
+_MIB = 1 << 20
+
+
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Bundled models or export directories; NAME=DIRECTORY gives one a name.",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of HTTP; 0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of gRPC.")] = 8001,
+    grpc: Annotated[bool, typer.Option(help="Whether to serve gRPC.")] = True,
+    watch: Annotated[bool, typer.Option("--watch", help="Load new checkpoints and exports.")] = False,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds to finish requests when stopped.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds a request may wait; 0 is for ever.")] = 60.0,
+    max_body: Annotated[int, typer.Option(min=1, help="Largest body of a request, in MiB.")] = 32,
+    max_rows: Annotated[int, typer.Option(min=1, help="Most rows of a request.")] = 4096,
+    max_queued_rows: Annotated[int, typer.Option(min=1, help="Most rows that wait, a model.")] = 32768,
+    batch_size: BatchSize = None,
+    dtype: Dtype = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="ARTIFEX_API_KEY", help="Key that requests must bring.", show_envvar=True),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Web origin whose scripts may call; may be repeated.")
+    ] = None,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log each request.")] = False,
+    log_json: Annotated[
+        bool | None, typer.Option(help="Log JSON; the default where stderr is no terminal.")
+    ] = None,
+    ssl_certfile: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    ssl_keyfile: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
+    ssl_keyfile_password: Annotated[
+        str | None, typer.Option(envvar="ARTIFEX_SSL_KEYFILE_PASSWORD", help="Of the private key.")
+    ] = None,
+    ssl_ca_certs: Annotated[
+        Path | None, typer.Option(help="Authorities, PEM: clients must have a certificate of theirs.")
+    ] = None,
+) -> None:
+    """Serve models over HTTP and gRPC (the Open Inference Protocol)."""
+    try:
+        from artifex.generative_models.inference.serving.app import create_app
+        from artifex.generative_models.inference.serving.events import show_events
+        from artifex.generative_models.inference.serving.server import Tls, run_server
+    except ModuleNotFoundError as error:
+        from artifex.generative_models.core.errors import InputError
+
+        if (error.name or "").startswith("artifex"):
+            raise
+        raise InputError(f"{error.name} is not installed: pip install 'artifex[serve]'") from error
+    from artifex.cli.jobs import compute_dtype, use_cache
+    from artifex.generative_models.core.errors import InputError
+
+    if (ssl_certfile is None) != (ssl_keyfile is None):
+        raise InputError("TLS takes both --ssl-certfile and --ssl-keyfile")
+    logging.disable(logging.NOTSET)  # events are what this command says
+    show_events(as_json=not sys.stderr.isatty() if log_json is None else log_json)
+    use_cache()
+    app = create_app(
+        _named(models),
+        batch_size=batch_size,
+        dtype=compute_dtype(dtype),
+        api_key=api_key or None,
+        max_body_bytes=max_body * _MIB,
+        max_rows=max_rows,
+        max_queued_rows=max_queued_rows,
+        timeout=timeout or None,
+        cors_origins=cors_origin or (),
+        access_log=access_log,
+        watch_seconds=1.0 if watch else None,
+    )
+    tls = None
+    if ssl_certfile is not None and ssl_keyfile is not None:
+        tls = Tls(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs)
+    status = run_server(
+        app, host=host, port=port, grpc_port=grpc_port if grpc else None, grace=grace, tls=tls
+    )
+    raise typer.Exit(status)
+
+
+def _named(models: list[str]) -> dict[str, str]:
+    """The models by name: what stands before `=`, or the last part of the path."""
+    from artifex.generative_models.core.errors import InputError
+
+    named: dict[str, str] = {}
+    for model in models:
+        name, equals, path = model.partition("=")
+        if not equals or os.sep in name:
+            name, path = Path(model).expanduser().resolve().name, model
+        if name in named:
+            raise InputError(f"two models are called {name}; name them: NAME=DIRECTORY")
+        named[name] = path
+    return named

@@ -1,0 +1,128 @@
+"""Connections of uvicorn, with bounds for clients that send or read too slowly or too much."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+HEAD_SECONDS = 20.0
+MAX_HEAD_BYTES = 64 << 10
+KEEP_ALIVE_SECONDS = 75
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that is closed when a request's head is late or large, or a response is not read."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._in_head = True
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begins to wait for the first request."""
+        super().connection_made(_JoinedWrites(transport))  # type: ignore[arg-type]
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Lets go."""
+        super().connection_lost(exc)
+        self._head_arrived()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes; a head that they do not complete is watched."""
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(431, "the request's headers are too large")
+            else:
+                self._watch_head()
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._in_head = True
+
+    def on_headers_complete(self) -> None:
+        """A head ends."""
+        self._in_head = False
+        self._head_arrived()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """A response ends."""
+        self.transport.flush()  # type: ignore[attr-defined]
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is not HTTP, in the protocol's form."""
+        self._refuse(400, "invalid HTTP request")
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes an idle connection; at once, where the client does not even read its last response."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _watch_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(
+                HEAD_SECONDS, self._refuse, 408, "no request came in time"
+            )
+
+    def _head_arrived(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, status: int, message: str) -> None:
+        if self.transport.is_closing():
+            return
+        body = orjson.dumps({"error": message})
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(
+            body
+        )
+        self.transport.write(STATUS_LINE[status] + head + body)
+        self.transport.close()
+
+
+class _JoinedWrites:
+    """A transport that sends a response's head with the first part of its body.
+
+    Each write is a call of the system, for which the interpreter's lock is given up: to get it back from the
+    threads that run batches takes longer than all else that a response does.
+    """
+
+    def __init__(self, transport: asyncio.Transport):
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        """Sends bytes, or holds them if they are a response's head."""
+        if data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and data[9:10] != b"1":
+            self._head += data
+        elif self._head:
+            held, self._head = self._head, b""
+            self._transport.write(held + data)
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Sends what is held."""
+        if self._head:
+            held, self._head = self._head, b""
+            self._transport.write(held)
+
+    def close(self) -> None:
+        """Sends what is held, then closes."""
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)

@@ -1,0 +1,273 @@
+"""Requests and responses of the Open Inference Protocol V2, and their HTTP bodies.
+
+A body is JSON, after which tensors may follow in binary form, in the order in which the JSON names them;
+the header `Inference-Header-Content-Length` then tells where the JSON ends.
+
+References:
+    https://github.com/kserve/open-inference-protocol, `inference_rest.md`, and Triton's binary tensor
+    data extension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+
+from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.inference.serving.errors import UnsupportedError
+from artifex.generative_models.inference.serving.tensors import (
+    checked_shape,
+    datatype_of,
+    short,
+    tensor_from_bytes,
+    tensor_from_json,
+    tensor_to_bytes,
+)
+
+Parameters = dict[str, bool | int | float | str]
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """A request to run a model, whatever protocol it came by.
+
+    Args:
+        model: The model's name.
+        version: The version asked for; "" is the one that is loaded.
+        id: Comes back with the response.
+        inputs: Tensors by name.
+        parameters: Of the request.
+        outputs: Names of the outputs asked for; None is all.
+    """
+
+    model: str
+    version: str = ""
+    id: str = ""
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
+    outputs: list[str] | None = None
+
+
+@dataclass(slots=True)
+class InferResponse:
+    """What a model gave.
+
+    Args:
+        model: The model's name.
+        version: The version that ran.
+        id: That of the request.
+        parameters: Of the response.
+        outputs: Tensors by name.
+    """
+
+    model: str
+    version: str
+    id: str
+    parameters: Parameters
+    outputs: Mapping[str, np.ndarray]
+
+
+@dataclass(slots=True)
+class OutputForm:
+    """Which outputs a client wants in binary form.
+
+    Args:
+        default: Those that it does not name.
+        by_name: The others.
+    """
+
+    default: bool = False
+    by_name: dict[str, bool] = field(default_factory=dict)
+
+    def is_binary(self, name: str) -> bool:
+        """Whether one output is wanted in binary form."""
+        return self.by_name.get(name, self.default)
+
+
+def decode_request(
+    model: str, version: str, body: bytes, header_length: int | None
+) -> tuple[InferRequest, OutputForm]:
+    """A request from an HTTP body.
+
+    Args:
+        model: The model's name.
+        version: The version asked for.
+        body: The body.
+        header_length: Bytes of its JSON, where tensors follow; None is all.
+
+    Raises:
+        InputError: It is not what the protocol says.
+        UnsupportedError: It asks for shared memory or for classification.
+    """
+    if header_length is None:
+        header, tail = body, memoryview(b"")
+    elif 0 <= header_length <= len(body):
+        header, tail = body[:header_length], memoryview(body)[header_length:]
+    else:
+        raise InputError(
+            f"Inference-Header-Content-Length is {header_length}, the body has {len(body)} bytes"
+        )
+    content = parse_object(header)
+    refuse_unknown("request", content, ("id", "parameters", "inputs", "outputs"))
+    request_id = content.get("id", "")
+    if not isinstance(request_id, str):
+        raise InputError("id: expected a string")
+    parameters = _parameters("request", content)
+    default = parameters.pop("binary_data_output", False)
+    if not isinstance(default, bool):
+        raise InputError("binary_data_output: expected true or false")
+    inputs: dict[str, np.ndarray] = {}
+    for entry in _entries(content, "inputs"):
+        name, array, tail = _input(entry, tail)
+        if name in inputs:
+            raise InputError(f"input {short(name)} is there twice")
+        inputs[name] = array
+    if len(tail):
+        raise InputError(f"{len(tail)} bytes follow the last tensor")
+    form = OutputForm(default)
+    names = None
+    wanted = _entries(content, "outputs")
+    if wanted:
+        names = [_output(entry, form) for entry in wanted]
+        if len(set(names)) != len(names):
+            raise InputError("an output is asked for twice")
+    return InferRequest(model, version, request_id, inputs, parameters, names), form
+
+
+def encode_response(response: InferResponse, form: OutputForm) -> tuple[list[Any], int | None]:
+    """The HTTP body of a response.
+
+    Args:
+        response: The response.
+        form: Which outputs are wanted in binary form.
+
+    Returns:
+        The parts of the body, and the bytes of its JSON where tensors follow.
+
+    Raises:
+        InputError: An output that has no form in JSON is not wanted in binary form.
+    """
+    outputs: list[dict[str, Any]] = []
+    tensors: list[Any] = []
+    for name, array in response.outputs.items():
+        entry: dict[str, Any] = {"name": name, "datatype": datatype_of(array.dtype), "shape": array.shape}
+        if form.is_binary(name):
+            tensors.append(data := tensor_to_bytes(array))
+            entry["parameters"] = {"binary_data_size": len(data)}
+        elif entry["datatype"] == "BF16":
+            raise InputError(f"output {name!r} is BF16, which has no form in JSON; ask for binary data")
+        else:
+            entry["data"] = np.ascontiguousarray(array).reshape(-1)
+        outputs.append(entry)
+    content: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
+    if response.id:
+        content["id"] = response.id
+    if response.parameters:
+        content["parameters"] = response.parameters
+    content["outputs"] = outputs
+    header = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return ([header, *tensors], len(header)) if tensors else ([header], None)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        InputError: It is something else.
+    """
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"the body is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError("the body is not a JSON object")
+    return content
+
+
+def parameter_values(of: str, parameters: Any) -> Parameters:
+    """Parameters from parsed JSON.
+
+    Args:
+        of: What they belong to, for the error.
+        parameters: What should be an object of strings, numbers and booleans.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not isinstance(parameters, dict):
+        raise InputError(f"{of}: parameters: expected an object")
+    for name, value in parameters.items():
+        if not isinstance(value, bool | int | float | str):
+            raise InputError(f"{of}: parameter {short(name)}: expected a string, a number, true or false")
+    return parameters
+
+
+def _parameters(of: str, entry: dict[str, Any]) -> Parameters:
+    return parameter_values(of, entry.get("parameters", {}))
+
+
+def _entries(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    entries = content.get(name, [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"{name}: expected a list of objects")
+    return entries
+
+
+def _input(entry: dict[str, Any], tail: memoryview) -> tuple[str, np.ndarray, memoryview]:
+    """One input tensor, and what is left of the binary data after it."""
+    name = _name(entry, "inputs")
+    refuse_unknown(f"input {short(name)}", entry, ("name", "shape", "datatype", "parameters", "data"))
+    parameters = _parameters(f"input {short(name)}", entry)
+    refuse_shared_memory(parameters)
+    size = parameters.pop("binary_data_size", None)
+    refuse_unknown(f"input {short(name)}", parameters, ())
+    shape, datatype = checked_shape(name, entry.get("shape")), entry.get("datatype")
+    if size is None:
+        if "data" not in entry:
+            raise InputError(f"input {short(name)} has neither data nor a binary_data_size")
+        return name, tensor_from_json(name, datatype, shape, entry["data"]), tail
+    if "data" in entry:
+        raise InputError(f"input {short(name)} has both data and a binary_data_size")
+    if type(size) is not int or not 0 <= size <= len(tail):
+        raise InputError(f"input {short(name)}: binary_data_size is {short(size)} of {len(tail)} bytes")
+    return name, tensor_from_bytes(name, datatype, shape, tail[:size]), tail[size:]
+
+
+def _output(entry: dict[str, Any], form: OutputForm) -> str:
+    name = _name(entry, "outputs")
+    refuse_unknown(f"output {short(name)}", entry, ("name", "parameters"))
+    parameters = _parameters(f"output {short(name)}", entry)
+    refuse_shared_memory(parameters)
+    if parameters.pop("classification", 0):
+        raise UnsupportedError("classification of outputs is not supported")
+    binary = parameters.pop("binary_data", None)
+    refuse_unknown(f"output {short(name)}", parameters, ())
+    if binary is not None:
+        if not isinstance(binary, bool):
+            raise InputError(f"output {short(name)}: binary_data: expected true or false")
+        form.by_name[name] = binary
+    return name
+
+
+def _name(entry: dict[str, Any], of: str) -> str:
+    name = entry.get("name")
+    if not isinstance(name, str):
+        raise InputError(f"{of}: each needs a name")
+    return name
+
+
+def refuse_unknown(of: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raises `InputError` for a name that the protocol does not have at this place."""
+    for name in entry:
+        if name not in known:
+            raise InputError(f"{of}: unknown {short(name)}; it takes {', '.join(known) or 'nothing else'}")
+
+
+def refuse_shared_memory(parameters: Mapping[str, Any]) -> None:
+    """Raises `UnsupportedError` for tensors that are not in the request."""
+    if any(name.startswith("shared_memory_") for name in parameters):
+        raise UnsupportedError("shared memory is not supported; send tensors as binary data")

@@ -1,0 +1,60 @@
+"""Pictures that clients send as files, and that they get as a PNG."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+
+import numpy as np
+
+from artifex.generative_models.core.endpoint import TensorSpec
+from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.inference.images import (
+    PictureGrid,
+    decode_picture,
+    denormalize_images,
+    encode_png,
+)
+from artifex.generative_models.inference.pipeline import InferencePipeline
+
+_BASE64_STARTS = (b"data:", b"iVBO", b"/9j/", b"UklG", b"Qk")  # of a data URL, PNG, JPEG, WebP, BMP
+
+
+def decode_pictures(
+    name: str, files: Iterable[bytes], spec: TensorSpec, *, resize: bool = False
+) -> np.ndarray:
+    """Pictures uint8 [rows, H, W, C] from files, themselves or in base64.
+
+    Args:
+        name: The input's name.
+        files: Contents of PNG, JPEG, WebP or BMP files, or their base64, as a data URL or not.
+        spec: One row of the input.
+        resize: Resizes pictures of another size; otherwise they are an error.
+
+    Raises:
+        InputError: One is no picture, or of another size.
+    """
+    pictures = []
+    for row, file in enumerate(files):
+        if file.startswith(_BASE64_STARTS):
+            try:
+                file = base64.b64decode(file.rpartition(b",")[2], validate=True)
+            except binascii.Error as error:
+                raise InputError(f"{name}: row {row} is not base64: {error}") from error
+        pictures.append(decode_picture(file, spec.shape, name=f"{name}: row {row}", resize=resize))
+    if not pictures:
+        raise InputError(f"{name}: expected at least one picture")
+    return np.stack(pictures)
+
+
+def pictures_as_png(pipeline: InferencePipeline, pictures: np.ndarray) -> bytes:
+    """One PNG of a model's pictures [rows, H, W, C]: a single one as it is, several as a grid."""
+    pixels = np.asarray(pipeline.postprocess_fn(pictures))
+    if pixels.dtype != np.uint8:  # a model that came without a range of its own
+        pixels = denormalize_images(pixels, (0.0, 1.0))
+    if len(pixels) == 1:
+        return encode_png(pixels[0])
+    grid = PictureGrid(pixels.shape)
+    grid.add(pixels)
+    return encode_png(grid.canvas)
