@@ -91,9 +91,16 @@ class Live:
         app: The application.
         start: What begins to load its models, in the loop; None leaves that to the first request.
         lifespan: Whether the application's lifespan is run, as a server of its own would do.
+        keep_alive: Seconds after which an idle connection is closed.
     """
 
-    def __init__(self, app: Any, start: Callable[[], Any] | None, lifespan: bool):
+    def __init__(
+        self,
+        app: Any,
+        start: Callable[[], Any] | None,
+        lifespan: bool,
+        keep_alive: float = KEEP_ALIVE_SECONDS,
+    ):
         self.app = app
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
@@ -106,7 +113,7 @@ class Live:
             lifespan="on" if lifespan else "off",
             log_config=None,
             server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=keep_alive,
             timeout_graceful_shutdown=TIMEOUT,
         )
         self._server = uvicorn.Server(config)
@@ -162,9 +169,9 @@ def live(app: Any) -> Iterator[Live]:
 
 
 @contextmanager
-def live_asgi(app: Any, *, lifespan: bool) -> Iterator[Live]:
+def live_asgi(app: Any, *, lifespan: bool, keep_alive: float = KEEP_ALIVE_SECONDS) -> Iterator[Live]:
     """Serves any ASGI application, as it is."""
-    server = Live(app, None, lifespan)
+    server = Live(app, None, lifespan, keep_alive)
     try:
         yield server
     finally:

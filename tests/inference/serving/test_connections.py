@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from served import live, read_answer
+from served import live, live_asgi, read_answer, watched
 
 from artifex.generative_models.inference.serving import connections, create_app
 
@@ -163,3 +163,22 @@ def test_a_request_split_into_bytes_is_one_request(server):
         for i in range(len(REQUEST)):
             connection.sendall(REQUEST[i : i + 1])
         assert read_answer(connection).status == 200
+
+
+async def large(scope, receive, send):
+    """An application whose only answer is larger than what the kernel takes."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": bytes(32 << 20)})
+
+
+def test_a_client_that_does_not_read_its_answer_is_let_go(monkeypatch):
+    wait = watched(monkeypatch, connections.Connection, "connection_lost")
+    with live_asgi(large, lifespan=False, keep_alive=0.2) as server, server.connect(HEAD + b"\r\n"):
+        wait("connection_lost", 1)
+
+
+def test_an_idle_connection_is_closed_after_its_answer(compiled_plain):
+    app = create_app({"plain": compiled_plain})
+    with live_asgi(app, lifespan=True, keep_alive=0.2) as server, server.connect(REQUEST) as connection:
+        assert read_answer(connection).status in (200, 503)
+        assert is_closed(connection)

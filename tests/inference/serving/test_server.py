@@ -93,6 +93,22 @@ def test_it_is_ready_when_all_is_compiled_and_not_before(made):
         assert [e["event"] for e in server.events[-3:]] == ["signal", "draining", "stopped"]
 
 
+def test_it_says_nothing_but_its_events_whatever_clients_send(made):
+    with Process(made, "--batch-size", 1) as server:
+        server.ready()
+        for garbage in (b"\x16\x03\x01\x02", b"GET / HTTP/9\r\n\r\n", b"GET /\n HTTP/1.1\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as connection:
+                connection.sendall(garbage)
+                assert connection.recv(12) == b"HTTP/1.1 400"
+            with socket.create_connection(("127.0.0.1", server.grpc_port), TIMEOUT) as connection:
+                connection.sendall(garbage + b"\0" * 100)
+                while connection.recv(1000):
+                    pass
+        mean(server.url)
+        assert server.stop() == 0
+        assert [event["line"] for event in server.events if "line" in event] == []
+
+
 class Client(threading.Thread):
     """Sends requests on one connection, one after the other, until one is refused."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,11 +141,17 @@ class Repository:
         self._drains: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.settle: Callable[[], None] = lambda: None  # called in a thread when a model is about to be ready
 
     @property
     def is_ready(self) -> bool:
         """Whether every model is loaded, besides those that were unloaded on purpose."""
         return all(entry.state == "READY" or entry.reason == "unloaded" for entry in self.entries.values())
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a model is being loaded."""
+        return bool(self._tasks)
 
     def find(self, name: str, version: str = "") -> tuple[LoadedModel, ServedEndpoint]:
         """The model and endpoint of a name: `model.endpoint`, or `model`, which is its `generate`.
@@ -290,13 +296,15 @@ class Repository:
                 said = time.monotonic()
                 log_event("warm-up", model=entry.name, endpoint=endpoint, done=done, total=total)
 
-        return LoadedModel(
+        loaded = LoadedModel(
             pipeline,
             version,
             replaces=entry.loaded,
             max_queued_rows=self._max_queued_rows,
             progress=progress,
         )
+        self.settle()
+        return loaded
 
     def _retire(self, entry: Entry, old: LoadedModel) -> None:
         async def drain() -> None:

@@ -81,8 +81,8 @@ def run_server(
         server = _Server(app, listener, host, grpc_port, grace, tls)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             status = runner.run(server.run())
-            if server.overdue:  # what still runs would keep the interpreter from ending
-                os._exit(status)
+            if server.overdue or app.plane.repository.is_loading:
+                os._exit(status)  # the threads that still run would keep the interpreter from ending
             return status
 
 
@@ -142,12 +142,13 @@ class _Server:
             loop.add_signal_handler(number, self._on_signal, number)
         grpc_server = await self._start_grpc()
         http = asyncio.ensure_future(self._http.serve(sockets=[self._listener]))
+        self._app.plane.repository.settle = _settle_heap
         loading = self._app.start()
         loading.add_done_callback(self._on_loaded)
         scheme = "http" if self._tls is None else "https"
         port = self._listener.getsockname()[1]
         log_event("listening", url=f"{scheme}://{_bracketed(self._host)}:{port}", grpc_port=self._grpc_port)
-        collecting = asyncio.ensure_future(_collect_garbage(self._app))
+        collecting = asyncio.ensure_future(_collect_garbage())
         await self._stop.wait()
         collecting.cancel()
         gc.enable()
@@ -202,23 +203,22 @@ class _Server:
             self._stop.set()
 
 
-async def _collect_garbage(app: App) -> None:
-    """Keeps the garbage collector out of requests: the old is exempt, the new has its time.
+def _settle_heap() -> None:
+    """Exempts what lives long from garbage collection.
 
-    With JAX loaded a full collection takes a tenth of a second; after `gc.freeze`, a few microseconds and
+    With JAX loaded a full collection takes a tenth of a second; after this, what it takes to look through
     what was allocated since.
     """
+    gc.collect()
+    gc.freeze()
+
+
+async def _collect_garbage() -> None:
+    """Collects by the clock, not in a request."""
     gc.disable()
-    frozen: list[object] = []
     while True:
-        loaded = [entry.loaded for entry in app.plane.repository.entries.values()]
-        if loaded != frozen and all(loaded):
-            gc.collect()
-            gc.freeze()
-            frozen = list(loaded)
-        else:
-            gc.collect()
         await asyncio.sleep(_COLLECT_SECONDS)
+        gc.collect()
 
 
 def _listen(host: str, port: int) -> socket.socket:
