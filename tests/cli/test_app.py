@@ -11,7 +11,7 @@ from artifex.cli import app
 
 COMMANDS = [
     *("demo", "inspect", "generate", "encode", "decode", "reconstruct", "interpolate", "export"),
-    *("benchmark", "tune"),
+    *("benchmark", "tune", "serve"),
 ]
 HEAVY = ["jax", "numpy", "flax", "orbax", "PIL"]
 

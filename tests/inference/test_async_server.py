@@ -18,6 +18,7 @@ from artifex.generative_models.inference import (
     batch_encode_images,
     batch_generate_samples,
 )
+from artifex.generative_models.inference.futures import LoopFuture
 
 
 def run(main):
@@ -178,7 +179,7 @@ def test_nothing_is_left_of_coroutines(held, gate):
     run(main())
     batcher.close()
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if type(thing).__name__ == "_LoopFuture"]
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, LoopFuture)]
     assert not any(thread.name.startswith("artifex-batcher") for thread in threading.enumerate())
 
 

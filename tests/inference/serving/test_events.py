@@ -7,7 +7,7 @@ import pytest
 from served import live
 
 from artifex.generative_models.inference.serving import create_app
-from artifex.generative_models.inference.serving.events import log_event, show_events
+from artifex.generative_models.inference.serving.events import LEVELS, log_event, show_events
 
 URL = "/v2/models/plain.double/infer"
 GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}
@@ -15,10 +15,11 @@ GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1
 
 @pytest.fixture(autouse=True)
 def _events_go_where_they_went():
-    log = logging.getLogger("artifex.serving")
-    before = log.handlers[:], log.level, log.propagate
+    logs = [logging.getLogger(name) for name in LEVELS]
+    before = [(log.handlers[:], log.level, log.propagate) for log in logs]
     yield
-    log.handlers[:], log.level, log.propagate = before
+    for log, state in zip(logs, before, strict=True):
+        log.handlers[:], log.level, log.propagate = state
 
 
 def said(capsys):

@@ -130,7 +130,7 @@ def test_counters_never_go_down(server):
     async def reload():
         """Looks between the swap and the end of what is replaced, as a scrape may."""
         await server.app.plane.repository.load("plain")
-        return server.app._metrics.render().decode()
+        return server.app._routes._metrics.render().decode()
 
     families = text_string_to_metric_families(server.call(reload()))
     (count,) = [

@@ -108,6 +108,8 @@ def loaded(runner, damageable):
     runner.run(repository.close())
 
 
+# Orbax leaves reads behind in an event loop that it closes.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [no_metadata, bad_config, other_config, no_files, empty_step, no_weights])
 def test_a_damaged_export_leaves_what_is_loaded(runner, made, damageable, loaded, damage):
     before, _ = loaded.find("m")

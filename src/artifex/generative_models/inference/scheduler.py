@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import threading
 import time
 import weakref
@@ -108,6 +109,7 @@ class Scheduler:
         self._queue = queue
         self._in_flight = 0
         self._idle = 0  # threads that wait
+        self._next_look = math.inf  # when, at the latest, one of them looks for deadlines by itself
         self._woken = False  # whether one of them is on its way
         self._closed = False
         self._drain = True
@@ -131,13 +133,13 @@ class Scheduler:
         with self._lock:
             if self._closed:
                 raise ClosedError("the Batcher is closed")
-            watched = self._queue.next_deadline
             try:
                 self._queue.add(request)
             except Overloaded:
                 self._stats[request.job.program.name].overloaded += 1
                 raise
-            if self._in_flight < self.max_in_flight or self._queue.next_deadline != watched:
+            urgent = request.deadline is not None and request.deadline < self._next_look
+            if urgent or self._in_flight < self.max_in_flight:
                 self._wake()
 
     def give_up(self, request: Request) -> bool:
@@ -201,13 +203,16 @@ class Scheduler:
             if self._closed and not self._queue:
                 self._changed.notify_all()
                 return [], []
-            timeouts = [] if delay is None else [delay]
+            now = time.perf_counter()
+            look = math.inf if delay is None else now + delay
             if self._queue.next_deadline is not None:
-                timeouts.append(max(0.0, self._queue.next_deadline - time.perf_counter()))
+                look = min(look, self._queue.next_deadline)
+            self._next_look = look
             self._idle += 1
-            self._changed.wait(min(*timeouts, threading.TIMEOUT_MAX) if timeouts else None)
+            self._changed.wait(None if look == math.inf else min(max(0.0, look - now), threading.TIMEOUT_MAX))
             self._idle -= 1
             self._woken = False
+            self._next_look = math.inf
 
     def _dropped(self) -> list[Answer]:
         """Ends requests that are past their deadline and, when closed without draining, all that wait."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import sys
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import orjson
 
 _log = logging.getLogger("artifex.serving")
+# What is shown, by logger; uvicorn's warnings are of what clients send.
+LEVELS = {"artifex.serving": logging.INFO, "uvicorn.error": logging.ERROR, "asyncio": logging.ERROR}
 
 
 def log_event(event: str, error: BaseException | None = None, **facts: Any) -> None:
@@ -32,9 +35,11 @@ def show_events(as_json: bool) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
-    _log.addHandler(handler)
-    _log.setLevel(logging.INFO)
-    _log.propagate = False
+    for name, level in LEVELS.items():
+        log = logging.getLogger(name)
+        log.addHandler(handler)
+        log.setLevel(level)
+        log.propagate = False
 
 
 class _JsonFormatter(logging.Formatter):
@@ -47,9 +52,15 @@ class _JsonFormatter(logging.Formatter):
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        facts = " ".join(f"{name}={value}" for name, value in _facts(record).items())
+        facts = " ".join(f"{name}={_quoted(str(value))}" for name, value in _facts(record).items())
         line = f"{_time(record)} {record.getMessage()} {facts}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _quoted(text: str) -> str:
+    """Text as it is where nothing in it could be taken for the next fact or line."""
+    plain = text.isprintable() and not set(text) & set(" =\"")
+    return text if plain else json.dumps(text)
 
 
 def _time(record: logging.LogRecord) -> str:

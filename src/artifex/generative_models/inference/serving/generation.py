@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.inference.request_queue import Outputs
 from artifex.generative_models.inference.serving.dataplane import Call, DataPlane
 from artifex.generative_models.inference.serving.errors import explain
 from artifex.generative_models.inference.serving.events import log_event
@@ -60,11 +61,14 @@ def generate_response(call: Call, outputs: Mapping[str, np.ndarray]) -> bytes:
     return _dumps({**_origin(call), **outputs})
 
 
-async def generate_events(call: Call) -> AsyncIterator[bytes]:
+async def generate_events(
+    call: Call, first_rows: Callable[[asyncio.Future[Outputs]], Awaitable[Outputs]]
+) -> AsyncIterator[bytes]:
     """The rows of a call as server-sent events, as they are computed.
 
     Args:
         call: The call. An error of the first rows is raised; a later one is the last event.
+        first_rows: Waits for the first rows.
 
     Yields:
         One event a row.
@@ -74,7 +78,7 @@ async def generate_events(call: Call) -> AsyncIterator[bytes]:
         ahead = call.submit(bounds[0], bounds[1])
         try:
             for i, start in enumerate(bounds[:-1]):
-                outputs = await ahead
+                outputs = await (ahead if i else first_rows(ahead))
                 if i + 2 < len(bounds):
                     ahead = call.submit(bounds[i + 1], bounds[i + 2])
                 for row in range(bounds[i + 1] - start):

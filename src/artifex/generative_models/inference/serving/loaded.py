@@ -18,6 +18,7 @@ from artifex.generative_models.inference.batcher import Batcher
 from artifex.generative_models.inference.executor import Executor
 from artifex.generative_models.inference.images import PICTURE_CHANNELS
 from artifex.generative_models.inference.pipeline import InferencePipeline
+from artifex.generative_models.inference.scheduler import BatcherStats
 from artifex.generative_models.inference.serving.tensors import datatype_of
 
 _MAX_CHOICES = 64  # of options, since each is compiled and kept
@@ -110,6 +111,14 @@ class LoadedModel:
     def executor(self) -> Executor:
         """What runs it."""
         return self.pipeline.executor
+
+    def counters(self) -> dict[str, BatcherStats]:
+        """What was done so far, by endpoint; requests that never came to the queue count as failed."""
+        stats = self.batcher.stats()
+        counters = {name: stats.get(name, BatcherStats()) for name in self.endpoints}
+        for name, refused in self.refused.items():
+            counters[name].failed += refused
+        return counters
 
     def knows(self, endpoint: str, options: Mapping[str, Hashable]) -> bool:
         """Whether a choice of options was traced already."""

@@ -37,6 +37,10 @@ _COUNTERS: dict[str, tuple[str, Callable[[BatcherStats], float]]] = {
         "Time to share out what batches gave",
         lambda s: _MICROSECONDS * s.output_seconds,
     ),
+    "nv_inference_request_failure": (
+        "Requests that ended with an error",
+        lambda s: s.failed + s.expired + s.overloaded,
+    ),
     "artifex_requests_cancelled": ("Requests that their clients gave up", lambda s: s.cancelled),
     "artifex_requests_expired": ("Requests that waited too long", lambda s: s.expired),
     "artifex_requests_overloaded": ("Requests that a full queue refused", lambda s: s.overloaded),
@@ -73,24 +77,24 @@ class _ModelCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The counters of each endpoint of each model and version."""
-        found = [*self._stats()]
-        for name, (doc, value) in _COUNTERS.items():
-            yield _counter(name, doc, [(labels, value(stats)) for labels, stats, _ in found])
-        failures = [
-            (labels, stats.failed + stats.expired + stats.overloaded + refused)
-            for labels, stats, refused in found
+        entries = self._plane.repository.entries.values()
+        found = [
+            ((f"{entry.name}.{endpoint}", version), stats)
+            for entry in entries
+            for version, by_endpoint in entry.counters().items()
+            for endpoint, stats in by_endpoint.items()
         ]
-        yield _counter("nv_inference_request_failure", "Requests that ended with an error", failures)
+        for name, (doc, value) in _COUNTERS.items():
+            yield _counter(name, doc, [(labels, value(stats)) for labels, stats in found])
         for name, (doc, value) in _GAUGES.items():
             gauge = GaugeMetricFamily(name, doc, labels=_LABELS)
-            for labels, stats, _ in found:
+            for labels, stats in found:
                 gauge.add_metric(labels, value(stats))
             yield gauge
         per_batch = SummaryMetricFamily("artifex_rows_per_batch", "Rows of a batch", labels=_LABELS)
-        for labels, stats, _ in found:
+        for labels, stats in found:
             per_batch.add_metric(labels, count_value=stats.batches, sum_value=stats.rows)
         yield per_batch
-        entries = self._plane.repository.entries.values()
         ready = GaugeMetricFamily("artifex_model_ready", "Whether a model is loaded", labels=["model"])
         for entry in entries:
             ready.add_metric([entry.name], float(entry.loaded is not None))
@@ -101,23 +105,6 @@ class _ModelCollector(Collector):
             if entry.loaded is not None
         ]
         yield _counter("artifex_compiles", "Executables compiled", compiles)
-
-    def _stats(self) -> Iterator[tuple[tuple[str, str], BatcherStats, int]]:
-        """Labels, counters, and requests refused before the queue."""
-        for entry in self._plane.repository.entries.values():
-            totals = {version: dict(stats) for version, stats in entry.retired.items()}
-            refused = {}
-            if entry.loaded is not None:
-                live = totals.setdefault(entry.loaded.version, {})
-                stats = entry.loaded.batcher.stats()
-                for endpoint in entry.loaded.endpoints:
-                    now = stats.get(endpoint, BatcherStats())
-                    live[endpoint] = live.get(endpoint, BatcherStats()) + now
-                refused = {(entry.loaded.version, name): n for name, n in entry.loaded.refused.items()}
-            for version, by_endpoint in totals.items():
-                for endpoint, counters in by_endpoint.items():
-                    labels = f"{entry.name}.{endpoint}", version
-                    yield labels, counters, refused.get((version, endpoint), 0)
 
 
 def _counter(name: str, doc: str, values: Iterable[tuple[tuple[str, str], float]]) -> Metric:

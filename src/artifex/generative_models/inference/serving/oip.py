@@ -225,16 +225,16 @@ def _input(entry: dict[str, Any], tail: memoryview) -> tuple[str, np.ndarray, me
     refuse_shared_memory(parameters)
     size = parameters.pop("binary_data_size", None)
     refuse_unknown(f"input {short(name)}", parameters, ())
-    shape, datatype = checked_shape(name, entry.get("shape")), entry.get("datatype")
+    shape, datatype = checked_shape(name[:100], entry.get("shape")), entry.get("datatype")
     if size is None:
         if "data" not in entry:
             raise InputError(f"input {short(name)} has neither data nor a binary_data_size")
-        return name, tensor_from_json(name, datatype, shape, entry["data"]), tail
+        return name, tensor_from_json(name[:100], datatype, shape, entry["data"]), tail
     if "data" in entry:
         raise InputError(f"input {short(name)} has both data and a binary_data_size")
     if type(size) is not int or not 0 <= size <= len(tail):
         raise InputError(f"input {short(name)}: binary_data_size is {short(size)} of {len(tail)} bytes")
-    return name, tensor_from_bytes(name, datatype, shape, tail[:size]), tail[size:]
+    return name, tensor_from_bytes(name[:100], datatype, shape, tail[:size]), tail[size:]
 
 
 def _output(entry: dict[str, Any], form: OutputForm) -> str:

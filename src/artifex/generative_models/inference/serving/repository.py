@@ -26,6 +26,9 @@ _SECONDS_BETWEEN_LINES = 1.0
 _MAX_ATTEMPTS = 5  # to read an export that is replaced at the same time
 
 
+Counters = dict[str, dict[str, BatcherStats]]  # by version and endpoint
+
+
 class Source(Protocol):
     """Where a model comes from."""
 
@@ -106,7 +109,8 @@ class Entry:
         reason: Why it is unavailable.
         loaded: What requests run on; None where it is not loaded.
         identity: Of what was loaded last, or failed to.
-        retired: Counters of requests that earlier states answered, by version and endpoint.
+        draining: Earlier states that still have requests.
+        retired: What states before them did, by version and endpoint.
     """
 
     name: str
@@ -115,8 +119,17 @@ class Entry:
     reason: str = "not loaded yet"
     loaded: LoadedModel | None = None
     identity: Any = None
-    retired: dict[str, dict[str, BatcherStats]] = field(default_factory=dict)
+    draining: list[LoadedModel] = field(default_factory=list)
+    retired: Counters = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def counters(self) -> Counters:
+        """What all its states did, by version and endpoint; none of it ever becomes less."""
+        totals = {version: dict(by_endpoint) for version, by_endpoint in self.retired.items()}
+        for loaded in (*self.draining, self.loaded):
+            if loaded is not None:
+                _add(totals, loaded)
+        return totals
 
 
 class Repository:
@@ -307,19 +320,25 @@ class Repository:
         return loaded
 
     def _retire(self, entry: Entry, old: LoadedModel) -> None:
+        entry.draining.append(old)
+
         async def drain() -> None:
             await _drain(old)
-            totals = entry.retired.setdefault(old.version, {})
-            stats = old.batcher.stats()
-            for endpoint in old.endpoints:
-                totals[endpoint] = totals.get(endpoint, BatcherStats()) + stats.get(endpoint, BatcherStats())
-                totals[endpoint].failed += old.refused[endpoint]
+            entry.draining.remove(old)
+            _add(entry.retired, old)
             while len(entry.retired) > _MAX_VERSIONS:
                 del entry.retired[next(iter(entry.retired))]
 
         task = asyncio.ensure_future(drain())
         self._drains.add(task)
         task.add_done_callback(self._drains.discard)
+
+
+def _add(totals: Counters, loaded: LoadedModel) -> None:
+    """Adds what a state of a model did."""
+    totals_of_version = totals.setdefault(loaded.version, {})
+    for endpoint, stats in loaded.counters().items():
+        totals_of_version[endpoint] = totals_of_version.get(endpoint, BatcherStats()) + stats
 
 
 async def _drain(loaded: LoadedModel) -> None:

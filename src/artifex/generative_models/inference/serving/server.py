@@ -13,18 +13,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import grpc
 import uvicorn
 
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.serving.connections import KEEP_ALIVE_SECONDS, Connection
 from artifex.generative_models.inference.serving.errors import UnloadableError
 from artifex.generative_models.inference.serving.events import log_event
+from artifex.generative_models.inference.serving.grpc import create_grpc_server, tls_credentials
 from artifex.generative_models.inference.serving.http import App
-
-if TYPE_CHECKING:
-    import grpc
 
 _BACKLOG = 2048
 _COLLECT_SECONDS = 1.0
@@ -77,6 +75,8 @@ def run_server(
         OSError: An address cannot be listened on, or a file of `tls` cannot be read.
         InputError: The files of `tls` do not fit together.
     """
+    if tls is not None:
+        _check(tls)
     with contextlib.closing(_listen(host, port)) as listener:
         server = _Server(app, listener, host, grpc_port, grace, tls)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -129,10 +129,7 @@ class _Server:
             ssl_ca_certs=None if tls is None or tls.ca_certs is None else str(tls.ca_certs),
             ssl_cert_reqs=ssl.CERT_NONE if tls is None or tls.ca_certs is None else ssl.CERT_REQUIRED,
         )
-        try:
-            config.load()
-        except ssl.SSLError as error:
-            raise InputError(f"the TLS certificate, key and password do not fit: {error.reason}") from error
+        config.load()
         self._http = _Uvicorn(config)
 
     async def run(self) -> int:
@@ -173,8 +170,6 @@ class _Server:
     async def _start_grpc(self) -> grpc.aio.Server | None:
         if self._grpc_port is None:
             return None
-        from artifex.generative_models.inference.serving.grpc import create_grpc_server, tls_credentials
-
         credentials = None
         if self._tls is not None:
             if self._tls.keyfile_password is not None:
@@ -221,16 +216,31 @@ async def _collect_garbage() -> None:
         gc.collect()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family, kind, _, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind)
+def _check(tls: Tls) -> None:
+    """Raises what is wrong with the files, rather than ask a terminal for a password."""
+    for path in (tls.certfile, tls.keyfile, tls.ca_certs):
+        if path is not None:
+            path.read_bytes()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        context.load_cert_chain(tls.certfile, tls.keyfile, lambda: tls.keyfile_password or "")
+        if tls.ca_certs is not None:
+            context.load_verify_locations(tls.ca_certs)
+    except ssl.SSLError as error:
+        raise InputError(f"the TLS certificate, key and password do not fit: {error.reason}") from error
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(family, kind))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            stack.pop_all()
     except OSError as error:
-        listener.close()
         error.filename = f"{host}:{port}"
         raise
     return listener
