@@ -100,7 +100,7 @@ def sample_key(rngs: nnx.Rngs | int) -> Key[Array, ""]:
     if not isinstance(rngs, int):
         return rngs.sample()
     words = sample_key_data(rngs)
-    return jax.random.wrap_key_data(jax.device_put(words), impl=jax.config.values["jax_default_prng_impl"])
+    return jax.random.wrap_key_data(jax.device_put(words), impl=jax.config.jax_default_prng_impl)
 
 
 def sample_key_data(seed: int) -> UInt32[np.ndarray, " words"]:
@@ -109,7 +109,7 @@ def sample_key_data(seed: int) -> UInt32[np.ndarray, " words"]:
     Args:
         seed: An integer, as `nnx.Rngs` takes it.
     """
-    if jax.config.values["jax_default_prng_impl"] != "threefry2x32" or not 0 <= seed < 2**32:
+    if jax.config.jax_default_prng_impl != "threefry2x32" or not 0 <= seed < 2**32:
         return np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 0)))
     return np.asarray(_threefry2x32((0, seed), (0, 0)), np.uint32)
 

@@ -48,6 +48,7 @@ from artifex.generative_models.inference.rows import (
     checked_array,
     checked_scalar,
     joined,
+    joined_identities,
 )
 from artifex.generative_models.inference.snapshot import Snapshot, Trace
 from artifex.generative_models.inference.tuned import Setting, Tuned, load_tuned, tuning_name
@@ -265,9 +266,7 @@ class Executor:
         is_finite = all(job.is_finite for job, _, _ in parts)
         if not program.needs_keys:
             return Job(program, num_rows, inputs, None, 0, is_finite)
-        identities = [job.identity(start, stop, stop - start) for job, start, stop in parts]
-        key_data, numbers = map(np.concatenate, zip(*identities, strict=True))
-        return Job(program, num_rows, inputs, key_data, numbers, is_finite)
+        return Job(program, num_rows, inputs, *joined_identities(parts), is_finite)
 
     def run(self, job: Job) -> dict[str, np.ndarray]:
         """Runs a job of at most one batch and waits for it.

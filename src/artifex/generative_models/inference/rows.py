@@ -96,6 +96,25 @@ def joined(name: str, spec: TensorSpec, parts: Sequence[Part], missing: int) -> 
     return np.frombuffer(b"".join(buffers), spec.dtype).reshape(-1, *spec.shape)
 
 
+def joined_identities(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
+    """What `Job.identity` gives, for rows of several calls."""
+    keys: list[Any] = []
+    numbers: list[int] = []
+    for job, start, stop in parts:
+        assert job.key_data is not None
+        if isinstance(job.first_row, np.ndarray):
+            keys.append(job.key_data[start:stop])
+            numbers += job.first_row[start:stop].tolist()
+        elif job.key_data.ndim == 2:
+            keys.append(job.key_data[start:stop])
+            numbers += [MAX_ROWS] * (stop - start)
+        else:
+            keys += [job.key_data] * (stop - start)
+            numbers += range(job.first_row + start, job.first_row + stop)
+    words = parts[0][0].program.key_words
+    return np.frombuffer(b"".join(keys), np.uint32).reshape(-1, words), np.array(numbers, np.uint32)
+
+
 @dataclass(slots=True)
 class Piece:
     """Rows `start` to `stop`, to run as one batch of `size` rows, and where their outputs go."""
@@ -150,7 +169,10 @@ def checked_array(endpoint: str, name: str, spec: TensorSpec, value: ArrayLike) 
 
 def checked_scalar(endpoint: str, name: str, spec: TensorSpec, value: Any) -> float:
     """One finite number that stands for all rows."""
-    number, dtype = np.asarray(value), np.dtype(spec.dtype)
+    dtype = np.dtype(spec.dtype)
+    if type(value) is float and dtype.kind == "f" and math.isfinite(value):
+        return value
+    number = np.asarray(value)
     if not (_same_kind(number.dtype, dtype) or (number.dtype.kind in "iu" and dtype.kind == "f")):
         raise InputTypeError(f"{endpoint}: {name}: expected {dtype.name}, got {value!r}")
     if not np.isfinite(number):
@@ -159,7 +181,7 @@ def checked_scalar(endpoint: str, name: str, spec: TensorSpec, value: Any) -> fl
 
 
 def _same_kind(given: DTypeLike, wanted: DTypeLike) -> bool:
-    return any(
+    return given == wanted or any(
         jnp.issubdtype(given, kind) and jnp.issubdtype(wanted, kind)
         for kind in (jnp.floating, jnp.integer, jnp.bool_, jnp.complexfloating)
     )

@@ -23,38 +23,77 @@ class ClientGoneError(Exception):
     """The client closed the connection; there is nobody to answer."""
 
 
-async def read_body(headers: Headers, receive: Receive, max_bytes: int, seconds: float) -> bytes:
-    """Reads a request's body.
+class BodyReader:
+    """Reads the bodies of requests, within limits.
+
+    One timer looks after all that are being read: a timeout for each, most of which are there at once, would
+    cost as much as the reading.
 
     Args:
-        headers: The request's.
-        receive: Of ASGI.
-        max_bytes: Size of the body, and of what it decompresses to.
-        seconds: Time for it to arrive.
-
-    Raises:
-        InputError: It cannot be decompressed.
-        TooLargeError: It is too large; one that says so beforehand is not read at all.
-        TooSlowError: It does not arrive in time.
-        UnsupportedError: An encoding other than gzip and deflate.
-        ClientGoneError: The client left.
+        max_bytes: Size of a body, and of what it decompresses to.
+        seconds: Time for a body to arrive; one that does not may be noticed a little later.
     """
-    declared = headers.get(b"content-length")
-    if declared is not None and int(declared) > max_bytes:
-        raise _too_large(int(declared), max_bytes)
-    try:
-        async with asyncio.timeout(seconds):
-            body = await _received(receive, max_bytes)
-    except TimeoutError as error:
-        raise TooSlowError(f"the body did not arrive within {seconds:g} s") from error
-    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
-    if encoding == "identity":
-        return body
-    if encoding not in _WBITS:
-        raise UnsupportedError(f"Content-Encoding: expected gzip or deflate, got {encoding[:40]!r}")
-    if len(body) < _THREAD_BYTES:
-        return decompress(body, max_bytes)
-    return await asyncio.to_thread(decompress, body, max_bytes)
+
+    def __init__(self, max_bytes: int, seconds: float):
+        self.max_bytes = max_bytes
+        self._seconds = seconds
+        self._began: dict[asyncio.Task[Any], float] = {}  # when each reading began
+        self._late: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def read(self, headers: Headers, receive: Receive) -> bytes:
+        """Reads a request's body.
+
+        Args:
+            headers: The request's.
+            receive: Of ASGI.
+
+        Raises:
+            InputError: It cannot be decompressed.
+            TooLargeError: It is too large; one that says so beforehand is not read at all.
+            TooSlowError: It does not arrive in time.
+            UnsupportedError: An encoding other than gzip and deflate.
+            ClientGoneError: The client left.
+        """
+        declared = headers.get(b"content-length")
+        if declared is not None and int(declared) > self.max_bytes:
+            raise _too_large(int(declared), self.max_bytes)
+        body = await self._received(receive)
+        coding = headers.get(b"content-encoding")
+        if coding is None:
+            return body
+        encoding = coding.decode("latin-1").strip().lower()
+        if encoding == "identity":
+            return body
+        if encoding not in _WBITS:
+            raise UnsupportedError(f"Content-Encoding: expected gzip or deflate, got {encoding[:40]!r}")
+        if len(body) < _THREAD_BYTES:
+            return decompress(body, self.max_bytes)
+        return await asyncio.to_thread(decompress, body, self.max_bytes)
+
+    async def _received(self, receive: Receive) -> bytes:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._began[task] = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(self._seconds / 4, self._look)
+        try:
+            return await _joined(receive, self.max_bytes)
+        except asyncio.CancelledError:
+            if task not in self._late or task.uncancel():
+                raise
+            raise TooSlowError(f"the body did not arrive within {self._seconds:g} s") from None
+        finally:
+            del self._began[task]
+            self._late.discard(task)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        for task, began in self._began.items():
+            if task not in self._late and loop.time() >= began + self._seconds:
+                self._late.add(task)
+                task.cancel()
+        self._timer = loop.call_later(self._seconds / 4, self._look) if self._began else None
 
 
 def decompress(data: bytes, max_bytes: int) -> bytes:
@@ -102,7 +141,7 @@ async def compressed(body: bytes, headers: Headers) -> tuple[bytes, str | None]:
     return await asyncio.to_thread(_compress, body, encoding), encoding
 
 
-async def _received(receive: Receive, max_bytes: int) -> bytes:
+async def _joined(receive: Receive, max_bytes: int) -> bytes:
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
         body: bytes = message.get("body", b"")

@@ -253,9 +253,10 @@ class DataPlane:
             )
         inputs = {name: self._input(loaded, endpoint, name, array) for name, array in given.items()}
         num_rows = self._num_rows(endpoint, inputs, seeds, num_samples)
-        for name, array in inputs.items():
-            if endpoint.inputs[name].shape == () and array.ndim and len(array) == 1:
-                inputs[name] = array[0]  # for all rows
+        if num_rows > 1:
+            for name, array in inputs.items():
+                if endpoint.inputs[name].shape == () and array.ndim and len(array) == 1:
+                    inputs[name] = array[0]  # for all rows
         seed: int | list[int] | None = None
         if endpoint.draws:
             seed = _fresh.getrandbits(32) if seeds is None else seeds[0] if len(seeds) == 1 else seeds

@@ -16,11 +16,11 @@ from starlette.requests import ClientDisconnect
 
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.serving.bodies import (
+    BodyReader,
     ClientGoneError,
     Headers,
     Receive,
     compressed,
-    read_body,
 )
 from artifex.generative_models.inference.serving.dataplane import DataPlane
 from artifex.generative_models.inference.serving.departures import Departures
@@ -75,13 +75,12 @@ class App:
         watch_seconds: float | None,
     ):
         self.plane = plane
-        self.max_body_bytes = max_body_bytes
         self._api_key = None if api_key is None else api_key.encode()
-        self._body_timeout = body_timeout
+        self._bodies = BodyReader(max_body_bytes, body_timeout)
         self._watch_seconds = watch_seconds
         self._departures = Departures()
         self._tasks: list[asyncio.Task[None]] = []
-        self._routes = Routes(plane, self._departures, self._read_body)
+        self._routes = Routes(plane, self._departures, self._bodies)
         self._handle: Any = self._logged if access_log else self._answer
         if cors_origins:
             self._handle = CORSMiddleware(
@@ -123,6 +122,11 @@ class App:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.plane.repository.close()
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Size of a request's body."""
+        return self._bodies.max_bytes
 
     def authorize(self, authorization: str | None) -> None:
         """Checks a request's credentials.
@@ -216,7 +220,7 @@ class App:
         model, version = _model_of(path)
         if method != "POST":
             raise HTTPException(405, headers={"allow": "POST"})
-        body = await self._read_body(headers, receive)
+        body = await self._bodies.read(headers, receive)
         try:
             request, form = self._decode(model, version, body, headers)
         except InputError:
@@ -228,9 +232,6 @@ class App:
         if header_length is None:
             return [_JSON], parts[0]
         return [_BINARY, (_HEADER_LENGTH, b"%d" % header_length)], b"".join(parts)
-
-    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
-        return await read_body(headers, receive, self.max_body_bytes, self._body_timeout)
 
     def _decode(
         self, model: str, version: str, body: bytes, headers: Headers

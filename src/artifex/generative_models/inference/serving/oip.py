@@ -116,7 +116,7 @@ def decode_request(
     request_id = content.get("id", "")
     if not isinstance(request_id, str):
         raise InputError("id: expected a string")
-    parameters = _parameters("request", content)
+    parameters = parameter_values("request", content.get("parameters", {}))
     default = parameters.pop("binary_data_output", False)
     if not isinstance(default, bool):
         raise InputError("binary_data_output: expected true or false")
@@ -161,7 +161,7 @@ def encode_response(response: InferResponse, form: OutputForm) -> tuple[list[Any
         elif entry["datatype"] == "BF16":
             raise InputError(f"output {name!r} is BF16, which has no form in JSON; ask for binary data")
         else:
-            entry["data"] = np.ascontiguousarray(array).reshape(-1)
+            entry["data"] = array.ravel()
         outputs.append(entry)
     content: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
     if response.id:
@@ -206,10 +206,6 @@ def parameter_values(of: str, parameters: Any) -> Parameters:
     return parameters
 
 
-def _parameters(of: str, entry: dict[str, Any]) -> Parameters:
-    return parameter_values(of, entry.get("parameters", {}))
-
-
 def _entries(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
     entries = content.get(name, [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -220,35 +216,39 @@ def _entries(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
 def _input(entry: dict[str, Any], tail: memoryview) -> tuple[str, np.ndarray, memoryview]:
     """One input tensor, and what is left of the binary data after it."""
     name = _name(entry, "inputs")
-    refuse_unknown(f"input {short(name)}", entry, ("name", "shape", "datatype", "parameters", "data"))
-    parameters = _parameters(f"input {short(name)}", entry)
-    refuse_shared_memory(parameters)
-    size = parameters.pop("binary_data_size", None)
-    refuse_unknown(f"input {short(name)}", parameters, ())
-    shape, datatype = checked_shape(name[:100], entry.get("shape")), entry.get("datatype")
+    of, label = f"input {short(name)}", name[:100]
+    refuse_unknown(of, entry, ("name", "shape", "datatype", "parameters", "data"))
+    size = None
+    if "parameters" in entry:
+        parameters = parameter_values(of, entry["parameters"])
+        refuse_shared_memory(parameters)
+        size = parameters.pop("binary_data_size", None)
+        refuse_unknown(of, parameters, ())
+    shape, datatype = checked_shape(label, entry.get("shape")), entry.get("datatype")
     if size is None:
         if "data" not in entry:
-            raise InputError(f"input {short(name)} has neither data nor a binary_data_size")
-        return name, tensor_from_json(name[:100], datatype, shape, entry["data"]), tail
+            raise InputError(f"{of} has neither data nor a binary_data_size")
+        return name, tensor_from_json(label, datatype, shape, entry["data"]), tail
     if "data" in entry:
-        raise InputError(f"input {short(name)} has both data and a binary_data_size")
+        raise InputError(f"{of} has both data and a binary_data_size")
     if type(size) is not int or not 0 <= size <= len(tail):
-        raise InputError(f"input {short(name)}: binary_data_size is {short(size)} of {len(tail)} bytes")
-    return name, tensor_from_bytes(name[:100], datatype, shape, tail[:size]), tail[size:]
+        raise InputError(f"{of}: binary_data_size is {short(size)} of {len(tail)} bytes")
+    return name, tensor_from_bytes(label, datatype, shape, tail[:size]), tail[size:]
 
 
 def _output(entry: dict[str, Any], form: OutputForm) -> str:
     name = _name(entry, "outputs")
-    refuse_unknown(f"output {short(name)}", entry, ("name", "parameters"))
-    parameters = _parameters(f"output {short(name)}", entry)
+    of = f"output {short(name)}"
+    refuse_unknown(of, entry, ("name", "parameters"))
+    parameters = parameter_values(of, entry.get("parameters", {}))
     refuse_shared_memory(parameters)
     if parameters.pop("classification", 0):
         raise UnsupportedError("classification of outputs is not supported")
     binary = parameters.pop("binary_data", None)
-    refuse_unknown(f"output {short(name)}", parameters, ())
+    refuse_unknown(of, parameters, ())
     if binary is not None:
         if not isinstance(binary, bool):
-            raise InputError(f"output {short(name)}: binary_data: expected true or false")
+            raise InputError(f"{of}: binary_data: expected true or false")
         form.by_name[name] = binary
     return name
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 import orjson
@@ -13,7 +13,7 @@ from starlette.routing import Route, Router
 
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.request_queue import Outputs
-from artifex.generative_models.inference.serving.bodies import Headers, Receive, compressed
+from artifex.generative_models.inference.serving.bodies import BodyReader, Headers, compressed
 from artifex.generative_models.inference.serving.dataplane import DataPlane
 from artifex.generative_models.inference.serving.departures import Departures
 from artifex.generative_models.inference.serving.errors import NotFoundError, UnsupportedError
@@ -28,8 +28,6 @@ from artifex.generative_models.inference.serving.openapi import openapi
 from artifex.generative_models.inference.serving.pages import docs_page, index_page
 from artifex.generative_models.inference.serving.pictures import pictures_as_png
 
-ReadBody = Callable[[Headers, Receive], Awaitable[bytes]]
-
 
 class Routes:
     """The requests that are not on the hot path. Their errors are for the caller.
@@ -37,13 +35,13 @@ class Routes:
     Args:
         plane: Runs them.
         departures: Waits for results while clients may leave.
-        read_body: Reads a request's body within the server's limits.
+        bodies: Reads what they bring.
     """
 
-    def __init__(self, plane: DataPlane, departures: Departures, read_body: ReadBody):
+    def __init__(self, plane: DataPlane, departures: Departures, bodies: BodyReader):
         self._plane = plane
         self._departures = departures
-        self._read_body = read_body
+        self._bodies = bodies
         self._metrics = Metrics(plane)
         self.router = Router(self._routes(), redirect_slashes=False, default=_no_page)
 
@@ -166,7 +164,7 @@ class Routes:
         )
 
     async def _body(self, request: Request) -> bytes:
-        return await self._read_body(_headers(request), request.receive)
+        return await self._bodies.read(_headers(request), request.receive)
 
     async def _object(self, request: Request) -> dict[str, Any]:
         body = await self._body(request)

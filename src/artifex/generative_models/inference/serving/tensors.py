@@ -23,14 +23,20 @@ _DTYPES = {
 }
 _DATATYPES = {dtype: datatype for datatype, dtype in _DTYPES.items()}
 _TYPES: dict[str, type] = {"b": bool, "O": str}  # in JSON, by kind of dtype
-_CODES = {"float32": "f", "f": "d", "i": "q", "u": "Q"}  # of the array module, by dtype or its kind
+# Of the array module: what holds the numbers of a dtype exactly.
+_CODES = {
+    dtype: "f" if dtype == np.float32 else {"f": "d", "i": "q", "u": "Q"}[dtype.kind]
+    for dtype in _DATATYPES
+    if dtype.kind in "fiu"
+}
 _NOUNS = {"b": "true and false", "u": "integers", "i": "integers", "f": "numbers", "O": "strings"}
 _MAX_AXES = 32
+_COPIED_BYTES = 1 << 16
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str:
     """The protocol's name of a dtype."""
-    return _DATATYPES[np.dtype(dtype)]
+    return _DATATYPES[dtype]
 
 
 def dtype_of(name: str, datatype: Any) -> np.dtype[Any]:
@@ -110,7 +116,7 @@ def nested_array(name: str, data: Any, dtype: np.dtype[Any]) -> np.ndarray:
         return flat.reshape(shape)
     try:
         # Unlike NumPy it takes nothing but numbers; true and false are 1 and 0.
-        exact = packed_array(_CODES.get(dtype.name, _CODES[dtype.kind]), elements)
+        exact = packed_array(_CODES[dtype], elements)
     except TypeError as error:
         raise InputError(f"{name}: data: expected {_NOUNS[dtype.kind]}") from error
     except OverflowError as error:
@@ -157,8 +163,10 @@ def tensor_from_bytes(name: str, datatype: Any, shape: tuple[int, ...], data: me
     return _reshaped(name, np.frombuffer(data, dtype), shape)
 
 
-def tensor_to_bytes(array: np.ndarray) -> memoryview:
-    """A tensor's binary form."""
+def tensor_to_bytes(array: np.ndarray) -> bytes | memoryview:
+    """A tensor's binary form; without a copy where that would take longer than to arrange for none."""
+    if array.nbytes < _COPIED_BYTES:
+        return array.tobytes()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
