@@ -5,7 +5,13 @@ import pytest
 from flax import nnx
 
 from artifex.generative_models.core import Model, TensorSpec
-from artifex.generative_models.core.endpoint import ExportableModel, row_keys, sample_key
+from artifex.generative_models.core.endpoint import (
+    ExportableModel,
+    row_keys,
+    sample_key,
+    sample_key_data,
+    sample_keys_data,
+)
 from artifex.generative_models.models.vae import VAE
 
 
@@ -40,6 +46,16 @@ def test_a_seed_means_fresh_generators() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 7, 2**31, 2**32 - 1, 2**32, 2**40 + 3, -1])
 def test_a_seed_means_the_same_without_flax(seed: int) -> None:
     assert sample_key(seed) == nnx.Rngs(seed).sample()
+
+
+def test_keys_of_many_seeds_are_those_of_each() -> None:
+    seeds = [0, 1, 7, 2**31, 2**32 - 1]
+    for seed, words in zip(seeds, sample_keys_data(seeds), strict=True):
+        np.testing.assert_array_equal(words, jax.random.key_data(nnx.Rngs(seed).sample()))
+    with jax.default_prng_impl("rbg"):
+        expected = [sample_key_data(seed) for seed in seeds]
+        np.testing.assert_array_equal(sample_keys_data(seeds), expected)
+        assert len(expected[0]) == 4
 
 
 def test_a_seed_means_the_same_with_other_kinds_of_keys() -> None:

@@ -14,6 +14,12 @@ from artifex import __version__
 from artifex.generative_models.core.errors import DeadlineExceededError, InputError
 from artifex.generative_models.inference import InferencePipeline
 from artifex.generative_models.inference.images import encode_png
+from artifex.generative_models.inference.serving.descriptions import (
+    model_config,
+    model_metadata,
+    server_metadata,
+    statistics,
+)
 from artifex.generative_models.inference.serving.errors import NotFoundError, NotReadyError, TooLargeError
 from artifex.generative_models.inference.serving.oip import InferRequest
 from artifex.generative_models.inference.serving.repository import PipelineSource
@@ -205,7 +211,7 @@ def test_what_is_refused_has_failed(ask, plane, name):
     model, inputs, parameters, error, _ = BAD[name]
 
     def failed():
-        return plane.statistics(model)["model_stats"][0]["inference_stats"]["fail"]["count"]
+        return statistics(plane, model)["model_stats"][0]["inference_stats"]["fail"]["count"]
 
     before = failed()
     with pytest.raises(error):
@@ -246,7 +252,7 @@ def test_statistics_of_a_known_sequence(serving, plain):
                 await plane.infer(InferRequest("a.double", parameters={"seed": 1}))
             plane.count_refused("a.double")
             plane.count_refused("unknown")
-            return started, plane.statistics("a.double"), plane.statistics()
+            return started, statistics(plane, "a.double"), statistics(plane)
 
     started, of_one, of_all = asyncio.run(main())
     (stats,) = of_one["model_stats"]
@@ -275,20 +281,20 @@ def test_metadata(plane):
         {"name": "temperature", "datatype": "FP32", "shape": [-1]},
     )
     picture = {"name": "x", "datatype": "FP32", "shape": [-1, 8, 8, 1]}
-    metadata = plane.model_metadata("tiny", "3")
-    assert metadata == plane.model_metadata("tiny") | {"name": "tiny"}
+    metadata = model_metadata(plane, "tiny", "3")
+    assert metadata == model_metadata(plane, "tiny") | {"name": "tiny"}
     assert metadata["inputs"] == [temperature, seed]
     assert metadata["outputs"] == [picture]
     assert (metadata["versions"], metadata["platform"]) == (["3"], "jax")
-    assert plane.model_metadata("tiny.encode")["inputs"] == [picture]
-    assert plane.metadata()["version"] == __version__
-    config = plane.model_config("tiny")
+    assert model_metadata(plane, "tiny.encode")["inputs"] == [picture]
+    assert server_metadata()["version"] == __version__
+    config = model_config(plane, "tiny")
     assert [(i["name"], i["data_type"], i["dims"], i["optional"]) for i in config["input"]] == [
         ("temperature", "TYPE_FP32", [1], True),
         ("seed", "TYPE_INT64", [1], True),
     ]
     assert config["output"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [8, 8, 1]}]
-    assert not plane.model_config("tiny.encode")["input"][0]["optional"]
+    assert not model_config(plane, "tiny.encode")["input"][0]["optional"]
     assert (config["max_batch_size"], config["dynamic_batching"]) == (16, {"preferred_batch_size": [2]})
 
 

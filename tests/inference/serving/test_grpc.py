@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
+from artifex.generative_models.inference.serving.descriptions import server_metadata
 from artifex.generative_models.inference.serving.errors import UnauthorizedError
 from artifex.generative_models.inference.serving.grpc import create_grpc_server
 from artifex.generative_models.inference.serving.messages import SERVICE
@@ -93,7 +94,7 @@ def test_state_and_descriptions(call, plane):
     assert call("is_server_ready", headers=None)
     assert call("is_model_ready", "tiny")
     assert call("is_model_ready", "tiny.encode", "3")
-    assert call("get_server_metadata", as_json=True) == plane.metadata()
+    assert call("get_server_metadata", as_json=True) == server_metadata()
     metadata = call("get_model_metadata", "tiny.encode")
     assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("x", "FP32", [-1, 8, 8, 1])]
     assert sorted(t.name for t in metadata.outputs) == ["log_var", "mean"]

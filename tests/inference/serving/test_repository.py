@@ -9,6 +9,7 @@ from shared import TIMEOUT, rows
 
 from artifex.generative_models.core.errors import ClosedError, InputError
 from artifex.generative_models.inference.images import encode_png
+from artifex.generative_models.inference.serving.descriptions import statistics
 from artifex.generative_models.inference.serving.errors import NotFoundError, NotReadyError, UnloadableError
 from artifex.generative_models.inference.serving.oip import InferRequest
 from artifex.generative_models.inference.serving.repository import ExportSource, PipelineSource, Repository
@@ -37,7 +38,7 @@ def test_what_waits_when_a_model_is_replaced_gets_the_old_weights(serving, scale
             assert (await new).version == "10"
             await asyncio.gather(*plane.repository._drains)
             assert plane.repository.entries["m"].retired["2"]["scale"].requests == 9
-            assert plane.statistics("m.scale")["model_stats"][0]["inference_stats"]["success"]["count"] == 1
+            assert statistics(plane, "m.scale")["model_stats"][0]["inference_stats"]["success"]["count"] == 1
 
     asyncio.run(main())
 

@@ -13,6 +13,7 @@ from shared import TIMEOUT, TOLERANCE
 from artifex.generative_models.core.errors import CheckpointError
 from artifex.generative_models.inference import Executor, load_exported_model
 from artifex.generative_models.inference.serving import repository as repositories
+from artifex.generative_models.inference.serving.descriptions import model_metadata
 from artifex.generative_models.inference.serving.errors import UnloadableError
 from artifex.generative_models.inference.serving.oip import InferRequest
 from artifex.generative_models.inference.serving.repository import ExportSource, Repository
@@ -56,10 +57,10 @@ def test_a_later_step_is_the_next_version_and_compiles_nothing(serving, export, 
 def test_a_model_of_other_shapes_takes_the_place(serving, export, reshape):
     async def main():
         async with serving({"m": ExportSource(export, batch_size=1)}) as plane:
-            assert plane.model_metadata("m.decode")["inputs"][0]["shape"] == [-1, 4]
+            assert model_metadata(plane, "m.decode")["inputs"][0]["shape"] == [-1, 4]
             reshape()
             await plane.repository.load("m")
-            assert plane.model_metadata("m.decode")["inputs"][0]["shape"] == [-1, 3]
+            assert model_metadata(plane, "m.decode")["inputs"][0]["shape"] == [-1, 3]
             assert plane.repository.entries["m"].loaded.num_compiled > 0
             return await plane.infer(sample())
 

@@ -6,7 +6,7 @@ and on PRNG key *i*. It makes padding, splitting, merging and sharding of batche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -100,7 +100,7 @@ def sample_key(rngs: nnx.Rngs | int) -> Key[Array, ""]:
     if not isinstance(rngs, int):
         return rngs.sample()
     words = sample_key_data(rngs)
-    return jax.random.wrap_key_data(jax.device_put(words), impl=jax.config.jax_default_prng_impl)
+    return jax.random.wrap_key_data(jax.device_put(words), impl=_default_key_impl())
 
 
 def sample_key_data(seed: int) -> UInt32[np.ndarray, " words"]:
@@ -109,13 +109,33 @@ def sample_key_data(seed: int) -> UInt32[np.ndarray, " words"]:
     Args:
         seed: An integer, as `nnx.Rngs` takes it.
     """
-    if jax.config.jax_default_prng_impl != "threefry2x32" or not 0 <= seed < 2**32:
+    if _default_key_impl() != "threefry2x32" or not 0 <= seed < 2**32:
         return np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 0)))
     return np.asarray(_threefry2x32((0, seed), (0, 0)), np.uint32)
 
 
-def _threefry2x32(key: tuple[int, int], counter: tuple[int, int]) -> tuple[int, int]:
+def sample_keys_data(seeds: Sequence[int]) -> UInt32[np.ndarray, "seeds words"]:
+    """`sample_key_data` of many seeds, in little more time than that of a few takes.
+
+    Args:
+        seeds: Integers, as `nnx.Rngs` takes them.
+    """
+    if _default_key_impl() != "threefry2x32" or not 0 <= min(seeds) <= max(seeds) < 2**32:
+        return np.stack([sample_key_data(seed) for seed in seeds])
+    return np.stack(_threefry2x32((0, np.array(seeds, np.uint64)), (0, 0)), axis=-1).astype(np.uint32)
+
+
+def _default_key_impl() -> str:
+    impl: str = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
+    return impl
+
+
+def _threefry2x32(key: tuple[int, Any], counter: tuple[int, int]) -> tuple[Any, Any]:
     """The block cipher behind JAX's default keys, in Python: JAX would compile it, for a tenth of a second.
+
+    Args:
+        key: Two words; the second may be an array of uint64.
+        counter: Two words.
 
     References:
         Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, 2011, section 3.3.

@@ -141,7 +141,7 @@ class Batcher:
         inputs: Inputs | None = None,
         *,
         seed: int | Sequence[int] | None = None,
-        key: Key[Array, ""] | None = None,
+        key: Key[Array, ""] | np.ndarray | None = None,
         keys: Key[Array, " rows"] | None = None,
         num_rows: int | None = None,
         first_row: int = 0,

@@ -34,7 +34,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from artifex.generative_models.core.devices import DeviceManager
-from artifex.generative_models.core.endpoint import Endpoint, Model, TensorSpec, row_keys, sample_key_data
+from artifex.generative_models.core.endpoint import (
+    Endpoint,
+    Model,
+    TensorSpec,
+    row_keys,
+    sample_key_data,
+    sample_keys_data,
+)
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
 from artifex.generative_models.inference.cache import without_compilation_cache
 from artifex.generative_models.inference.cost import Cost, cost_of
@@ -217,7 +224,7 @@ class Executor:
         endpoint: str,
         inputs: Inputs | None = None,
         *,
-        key: Key[Array, ""] | None = None,
+        key: Key[Array, ""] | np.ndarray | None = None,
         keys: Key[Array, " rows"] | None = None,
         seed: int | Sequence[int] | None = None,
         num_rows: int | None = None,
@@ -230,7 +237,7 @@ class Executor:
         Args:
             endpoint: Name of the endpoint.
             inputs: As for a call. They are not copied: leave them as they are until they ran.
-            key: As for a call.
+            key: As for a call, or its words, uint32 on the host.
             keys: As for a call.
             seed: An integer in place of a key, which is then that of `nnx.Rngs(seed).sample()`; or one a
                 row, each of which is then sample 0 of its seed.
@@ -553,7 +560,7 @@ class Executor:
         if isinstance(seed, list | tuple):
             if len(seed) != num_rows:
                 raise InputError(f"{program.name}: got {len(seed)} seeds for {num_rows} rows")
-            data = np.stack([_seed_key_data(_checked_seed(program.name, one)) for one in seed])
+            data = sample_keys_data([_checked_seed(program.name, one) & 0xFFFFFFFF for one in seed])
             return Job(program, num_rows, arrays, data, np.zeros(num_rows, np.uint32))
         if seed is not None:
             data = _seed_key_data(_checked_seed(program.name, seed))
@@ -842,6 +849,10 @@ class Program:
 
     def key_data(self, keys: Any, ndim: int) -> np.ndarray:
         """The words of one key, or of one key a row."""
+        if ndim == 0 and isinstance(keys, np.ndarray) and keys.dtype == np.uint32:
+            if keys.shape != (self.key_words,):
+                raise InputError(f"{self.name}: expected {self.key_words} words of a key, got {keys.shape}")
+            return keys
         if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
             raise InputTypeError(f"{self.name}: expected keys of jax.random.key, got {keys.dtype}")
         if keys.ndim != ndim or str(jax.random.key_impl(keys)) != self.key_impl:

@@ -48,7 +48,9 @@ class Request:
         self.wanted = there if wanted is None else tuple(wanted)
         for name in self.wanted:
             if name not in there:
-                raise InputError(f"{job.program.name}: no output {name!r}; there are {', '.join(there)}")
+                raise InputError(
+                    f"{job.program.name}: no output {name[:100]!r}; there are {', '.join(there)}"
+                )
         self.job = job
         self.submitted = time.perf_counter()
         self.deadline = None if timeout is None else self.submitted + timeout

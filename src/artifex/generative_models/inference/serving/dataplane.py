@@ -1,33 +1,23 @@
-"""What requests mean, whatever protocol they come by: checks, runs, metadata and counters."""
+"""What requests mean, whatever protocol they come by: they are checked, queued and answered."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from artifex import __version__
 from artifex.generative_models.core.errors import ArtifexError, InputError
-from artifex.generative_models.inference.scheduler import BatcherStats
 from artifex.generative_models.inference.serving.errors import NotFoundError, NotReadyError, TooLargeError
 from artifex.generative_models.inference.serving.loaded import LoadedModel, ServedEndpoint, is_picture
 from artifex.generative_models.inference.serving.oip import InferRequest, InferResponse, Parameters
 from artifex.generative_models.inference.serving.pictures import decode_pictures
 from artifex.generative_models.inference.serving.repository import Repository
+from artifex.generative_models.inference.serving.seeds import MAX_SEED, FreshSeeds
 from artifex.generative_models.inference.serving.tensors import as_dtype, short
-
-EXTENSIONS = ["binary_tensor_data", "generate", "model_repository", "schedule_policy", "statistics"]
-PLATFORM = "jax"
-
-_SEEDS = range(2**32)
-_fresh = (
-    random.Random()
-)  # from the system's entropy, which to ask for each seed would cost more than the rest
 
 
 @dataclass(slots=True)
@@ -42,6 +32,7 @@ class Call:
         options: Static options.
         num_rows: Rows in all.
         seed: None where nothing is drawn; one integer for all rows, or one a row.
+        key: Words of the seed's key, where they are known.
         timeout: Seconds until it is given up if none of its rows is under way.
     """
 
@@ -52,6 +43,7 @@ class Call:
     options: dict[str, Any]
     num_rows: int
     seed: int | list[int] | None
+    key: np.ndarray | None
     timeout: float | None
 
     def submit(self, start: int = 0, stop: int | None = None) -> asyncio.Future[dict[str, np.ndarray]]:
@@ -70,7 +62,8 @@ class Call:
             return self.loaded.batcher.submit_async(
                 self.endpoint.name,
                 inputs,
-                seed=seed,
+                seed=seed if self.key is None else None,
+                key=self.key,
                 num_rows=stop - start,
                 first_row=0 if isinstance(seed, list) else start,
                 outputs=self.request.outputs,
@@ -107,6 +100,7 @@ class DataPlane:
         self.max_rows = max_rows
         self.timeout = timeout
         self.draining = False
+        self._fresh_seeds = FreshSeeds()
 
     @property
     def is_ready(self) -> bool:
@@ -179,64 +173,6 @@ class DataPlane:
             loaded, endpoint = self.find(model)
             loaded.refused[endpoint.name] += 1
 
-    def metadata(self) -> dict[str, Any]:
-        """Of the server."""
-        return {"name": "artifex", "version": __version__, "extensions": EXTENSIONS}
-
-    def model_metadata(self, model: str, version: str = "") -> dict[str, Any]:
-        """Of a model, as the protocol has it.
-
-        Raises:
-            NotFoundError, NotReadyError: As for `find`.
-        """
-        loaded, endpoint = self.find(model, version)
-        inputs, outputs = endpoint.tensors
-        return {
-            "name": model,
-            "versions": [loaded.version],
-            "platform": PLATFORM,
-            "inputs": inputs,
-            "outputs": outputs,
-        }
-
-    def model_config(self, model: str, version: str = "") -> dict[str, Any]:
-        """Of a model, as Triton's clients ask for it; shapes without the axis of rows.
-
-        Raises:
-            NotFoundError, NotReadyError: As for `find`.
-        """
-        loaded, endpoint = self.find(model, version)
-        inputs, outputs = ([_config(tensor) for tensor in tensors] for tensors in endpoint.tensors)
-        for tensor in inputs:
-            tensor["optional"] = endpoint.is_optional(tensor["name"])
-        return {
-            "name": model,
-            "platform": PLATFORM,
-            "backend": PLATFORM,
-            "max_batch_size": self.max_rows,
-            "input": inputs,
-            "output": outputs,
-            "dynamic_batching": {"preferred_batch_size": [loaded.executor.batch_sizes_of(endpoint.name)[-1]]},
-        }
-
-    def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
-        """Of one model or all, as the statistics extension has it: times in nanoseconds, summed.
-
-        Raises:
-            NotFoundError, NotReadyError: As for `find`.
-        """
-        if model:
-            loaded, endpoint = self.find(model, version)
-            return {"model_stats": [_statistics(model, loaded, endpoint.name)]}
-        return {
-            "model_stats": [
-                _statistics(f"{name}.{endpoint}", entry.loaded, endpoint)
-                for name, entry in self.repository.entries.items()
-                if entry.loaded is not None
-                for endpoint in entry.loaded.endpoints
-            ]
-        }
-
     def _call(self, request: InferRequest, loaded: LoadedModel, endpoint: ServedEndpoint) -> Call:
         given = dict(request.inputs)
         parameters = dict(request.parameters)
@@ -258,9 +194,12 @@ class DataPlane:
                 if endpoint.inputs[name].shape == () and array.ndim and len(array) == 1:
                     inputs[name] = array[0]  # for all rows
         seed: int | list[int] | None = None
-        if endpoint.draws:
-            seed = _fresh.getrandbits(32) if seeds is None else seeds[0] if len(seeds) == 1 else seeds
-        return Call(request, loaded, endpoint, inputs, options, num_rows, seed, timeout)
+        key = None
+        if seeds is not None:
+            seed = seeds[0] if len(seeds) == 1 else seeds
+        elif endpoint.draws:
+            seed, key = self._fresh_seeds.draw()
+        return Call(request, loaded, endpoint, inputs, options, num_rows, seed, key, timeout)
 
     def _num_rows(
         self, endpoint: ServedEndpoint, inputs: dict[str, np.ndarray], seeds: list[int] | None, wanted: Any
@@ -311,11 +250,6 @@ class DataPlane:
         return as_dtype(name, array, dtype)
 
 
-def _config(tensor: dict[str, Any]) -> dict[str, Any]:
-    datatype = {"BYTES": "STRING"}.get(tensor["datatype"], tensor["datatype"])
-    return {"name": tensor["name"], "data_type": f"TYPE_{datatype}", "dims": tensor["shape"][1:] or [1]}
-
-
 def _options(endpoint: ServedEndpoint, parameters: Parameters) -> dict[str, Any]:
     """Takes an endpoint's static options out of a request's parameters."""
     options: dict[str, Any] = {}
@@ -357,31 +291,6 @@ def _seeds(endpoint: ServedEndpoint, tensor: np.ndarray | None, parameter: Any) 
     else:
         raise InputError(f"seed: expected integers, got {tensor.dtype} of shape {list(tensor.shape)}")
     for seed in seeds:
-        if type(seed) is not int or seed not in _SEEDS:
-            raise InputError(f"seed: expected integers from 0 to {_SEEDS[-1]}, got {short(seed)}")
+        if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+            raise InputError(f"seed: expected integers from 0 to {MAX_SEED}, got {short(seed)}")
     return seeds
-
-
-def _statistics(name: str, loaded: LoadedModel, endpoint: str) -> dict[str, Any]:
-    stats = loaded.batcher.stats().get(endpoint, BatcherStats())
-    failed = stats.failed + stats.expired + stats.overloaded + loaded.refused[endpoint]
-
-    def total(count: int, seconds: float) -> dict[str, int]:
-        return {"count": count, "ns": int(1e9 * seconds)}
-
-    return {
-        "name": name,
-        "version": loaded.version,
-        "last_inference": loaded.last_inference,
-        "inference_count": stats.rows,
-        "execution_count": stats.batches,
-        "inference_stats": {
-            "success": total(stats.requests, stats.request_seconds),
-            "fail": total(failed, 0.0),
-            "queue": total(stats.requests, stats.queue_seconds),
-            "compute_input": total(stats.requests, stats.input_seconds),
-            "compute_infer": total(stats.requests, stats.infer_seconds),
-            "compute_output": total(stats.requests, stats.output_seconds),
-        },
-        "batch_stats": [],
-    }

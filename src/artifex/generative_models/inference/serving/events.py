@@ -59,7 +59,7 @@ class _TextFormatter(logging.Formatter):
 
 def _quoted(text: str) -> str:
     """Text as it is where nothing in it could be taken for the next fact or line."""
-    plain = text.isprintable() and not set(text) & set(" =\"")
+    plain = text.isprintable() and not set(text) & set(' ="')
     return text if plain else json.dumps(text)
 
 

@@ -12,6 +12,12 @@ from google.protobuf.message import DecodeError
 
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.serving.dataplane import DataPlane
+from artifex.generative_models.inference.serving.descriptions import (
+    model_config,
+    model_metadata,
+    server_metadata,
+    statistics,
+)
 from artifex.generative_models.inference.serving.errors import UnsupportedError, explain
 from artifex.generative_models.inference.serving.events import log_event
 from artifex.generative_models.inference.serving.messages import (
@@ -208,16 +214,16 @@ class _Verbs:
         return {"ready": self.plane.is_model_ready(message.name, message.version)}
 
     async def _server_metadata(self, _: Any) -> dict[str, Any]:
-        return self.plane.metadata()
+        return server_metadata()
 
     async def _model_metadata(self, message: Any) -> dict[str, Any]:
-        return self.plane.model_metadata(message.name, message.version)
+        return model_metadata(self.plane, message.name, message.version)
 
     async def _model_config(self, message: Any) -> dict[str, Any]:
-        return {"config": self.plane.model_config(message.name, message.version)}
+        return {"config": model_config(self.plane, message.name, message.version)}
 
     async def _model_statistics(self, message: Any) -> dict[str, Any]:
-        return self.plane.statistics(message.name, message.version)
+        return statistics(self.plane, message.name, message.version)
 
     async def _index(self, message: Any) -> dict[str, Any]:
         _refuse_repository(message)

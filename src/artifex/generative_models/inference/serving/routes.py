@@ -16,6 +16,12 @@ from artifex.generative_models.inference.request_queue import Outputs
 from artifex.generative_models.inference.serving.bodies import BodyReader, Headers, compressed
 from artifex.generative_models.inference.serving.dataplane import DataPlane
 from artifex.generative_models.inference.serving.departures import Departures
+from artifex.generative_models.inference.serving.descriptions import (
+    model_config,
+    model_metadata,
+    server_metadata,
+    statistics,
+)
 from artifex.generative_models.inference.serving.errors import NotFoundError, UnsupportedError
 from artifex.generative_models.inference.serving.generation import (
     generate_events,
@@ -87,7 +93,7 @@ class Routes:
         return Response(self._metrics.render(), media_type=self._metrics.content_type)
 
     async def _metadata(self, request: Request) -> Response:
-        return _json(self._plane.metadata())
+        return _json(server_metadata())
 
     async def _live(self, request: Request) -> Response:
         return _json({"live": True})
@@ -101,13 +107,13 @@ class Routes:
         return _json({"name": request.path_params["model"], "ready": ready}, 200 if ready else 503)
 
     async def _model_metadata(self, request: Request) -> Response:
-        return _json(self._plane.model_metadata(*_named(request)))
+        return _json(model_metadata(self._plane, *_named(request)))
 
     async def _model_config(self, request: Request) -> Response:
-        return _json(self._plane.model_config(*_named(request)))
+        return _json(model_config(self._plane, *_named(request)))
 
     async def _statistics(self, request: Request) -> Response:
-        return _json(self._plane.statistics(*_named(request)))
+        return _json(statistics(self._plane, *_named(request)))
 
     async def _repository_index(self, request: Request) -> Response:
         only_ready = (await self._object(request)).get("ready", False)
@@ -189,7 +195,7 @@ def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
 
 
-async def _no_page(scope: Scope, receive: Any, send: Any) -> None:
+async def _no_page(scope: Any, receive: Any, send: Any) -> None:
     raise NotFoundError("no such page; / lists the models")
 
 

@@ -36,7 +36,7 @@ _COPIED_BYTES = 1 << 16
 
 def datatype_of(dtype: np.dtype[Any]) -> str:
     """The protocol's name of a dtype."""
-    return _DATATYPES[dtype]
+    return _DATATYPES[np.dtype(dtype)]
 
 
 def dtype_of(name: str, datatype: Any) -> np.dtype[Any]:

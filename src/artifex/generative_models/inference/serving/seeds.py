@@ -1,0 +1,29 @@
+"""Seeds for requests that bring none."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from artifex.generative_models.core.endpoint import sample_keys_data
+
+MAX_SEED = 2**32 - 1
+_NUM_AHEAD = 256
+
+
+class FreshSeeds:
+    """Seeds from the system's entropy, with their keys; drawn many at a time, since that is far cheaper."""
+
+    def __init__(self) -> None:
+        self._random = random.Random()
+        self._ahead: list[tuple[int, np.ndarray]] = []
+
+    def draw(self) -> tuple[int, np.ndarray]:
+        """A seed from 0 to `MAX_SEED`, and the words of its key."""
+        while True:
+            try:
+                return self._ahead.pop()
+            except IndexError:  # and not a look beforehand, since there may be other threads
+                seeds = [self._random.getrandbits(32) for _ in range(_NUM_AHEAD)]
+                self._ahead.extend(zip(seeds, sample_keys_data(seeds), strict=True))
