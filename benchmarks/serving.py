@@ -9,6 +9,7 @@ another process, one image a request. Contenders without an environment are left
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -140,14 +141,8 @@ def reloads(seconds: float) -> tuple[list[Row], Facts]:
             model.encoder.head.bias[...] += 0.01
             export_model(model, Path(scratch, f"next{number}"), step=number + 1, **facts)
         contender = CONTENDERS[OURS]
-        served = type(contender)(
-            contender.name,
-            tuple(f"mnist-vae={target}" if part == "mnist-vae" else part for part in contender.command),
-            contender.ready,
-            contender.protocols,
-            contender.path,
-            contender.shapes,
-        )
+        command = [f"mnist-vae={target}" if part == "mnist-vae" else part for part in contender.command]
+        served = dataclasses.replace(contender, command=tuple(command))
         with running(served) as server:
             url, requests = server.endpoint_url("encode"), contender.requests("v2-binary", "encode")
             load(url, requests, 64, WINDOW_SECONDS)

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2 as health
 from grpc_tools import protoc
 from tritonclient.grpc import model_config_pb2, service_pb2
 
@@ -80,7 +81,6 @@ def test_every_message_is_tritons(name):
 
 
 def test_health_is_that_of_grpc():
-    health = pytest.importorskip("grpc_health.v1.health_pb2")
     for name in ("HealthCheckRequest", "HealthCheckResponse"):
         ours, theirs = filled(message_class(name)), filled(getattr(health, name))
         assert ours.SerializeToString() == theirs.SerializeToString()

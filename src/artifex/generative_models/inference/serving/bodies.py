@@ -78,7 +78,13 @@ class BodyReader:
         if self._timer is None:
             self._timer = loop.call_later(self._seconds / 4, self._look)
         try:
-            return await _joined(receive, self.max_bytes)
+            message = await receive()
+            body = message.get("body", b"")
+            if message.get("more_body") or message["type"] == "http.disconnect":
+                body = await self._rest(message, receive)
+            if len(body) > self.max_bytes:
+                raise _too_large(len(body), self.max_bytes)
+            return body
         except asyncio.CancelledError:
             if task not in self._late or task.uncancel():
                 raise
@@ -86,6 +92,17 @@ class BodyReader:
         finally:
             del self._began[task]
             self._late.discard(task)
+
+    async def _rest(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
+        """A body of several parts, from the message that has the first on; no more of it than is taken."""
+        parts = bytearray()
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            parts += message.get("body", b"")
+            if not message.get("more_body") or len(parts) > self.max_bytes:
+                return bytes(parts)
+            message = await receive()
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
@@ -139,25 +156,6 @@ async def compressed(body: bytes, headers: Headers) -> tuple[bytes, str | None]:
     if len(body) < _THREAD_BYTES:
         return _compress(body, encoding), encoding
     return await asyncio.to_thread(_compress, body, encoding), encoding
-
-
-async def _joined(receive: Receive, max_bytes: int) -> bytes:
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        body: bytes = message.get("body", b"")
-        if len(body) > max_bytes:
-            raise _too_large(len(body), max_bytes)
-        return body
-    parts = bytearray()
-    while True:
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        parts += message.get("body", b"")
-        if len(parts) > max_bytes:
-            raise _too_large(len(parts), max_bytes)
-        if not message.get("more_body"):
-            return bytes(parts)
-        message = await receive()
 
 
 def _too_large(size: int, max_bytes: int) -> TooLargeError:

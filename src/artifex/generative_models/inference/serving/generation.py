@@ -105,7 +105,12 @@ def _origin(call: Call) -> dict[str, Any]:
 
 
 def _dumps(content: dict[str, Any]) -> bytes:
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(content, _numbers, orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _numbers(array: np.ndarray) -> np.ndarray:
+    """An array of a dtype that is not NumPy's own, bfloat16, as one of a dtype that is."""
+    return array.astype(np.float32)
 
 
 async def _infer_request(

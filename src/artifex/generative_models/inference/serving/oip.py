@@ -10,9 +10,10 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -29,6 +30,8 @@ from artifex.generative_models.inference.serving.tensors import (
 )
 
 Parameters = dict[str, bool | int | float | str]
+
+_KEPT_HEADER_BYTES = 4096
 
 
 @dataclass(slots=True)
@@ -111,31 +114,21 @@ def decode_request(
         raise InputError(
             f"Inference-Header-Content-Length is {header_length}, the body has {len(body)} bytes"
         )
-    content = parse_object(header)
-    refuse_unknown("request", content, ("id", "parameters", "inputs", "outputs"))
-    request_id = content.get("id", "")
-    if not isinstance(request_id, str):
-        raise InputError("id: expected a string")
-    parameters = parameter_values("request", content.get("parameters", {}))
-    default = parameters.pop("binary_data_output", False)
-    if not isinstance(default, bool):
-        raise InputError("binary_data_output: expected true or false")
+    binary = header_length is not None and len(header) <= _KEPT_HEADER_BYTES
+    said = _known_header(header) if binary else _parse_header(header)
     inputs: dict[str, np.ndarray] = {}
-    for entry in _entries(content, "inputs"):
-        name, array, tail = _input(entry, tail)
-        if name in inputs:
-            raise InputError(f"input {short(name)} is there twice")
-        inputs[name] = array
+    for name, datatype, shape, size, data in said.inputs:
+        label = name[:100]
+        if size is None:
+            inputs[name] = tensor_from_json(label, datatype, shape, data)
+            continue
+        if type(size) is not int or not 0 <= size <= len(tail):
+            raise InputError(f"input {label!r}: binary_data_size is {short(size)} of {len(tail)} bytes")
+        inputs[name] = tensor_from_bytes(label, datatype, shape, tail[:size])
+        tail = tail[size:]
     if len(tail):
         raise InputError(f"{len(tail)} bytes follow the last tensor")
-    form = OutputForm(default)
-    names = None
-    wanted = _entries(content, "outputs")
-    if wanted:
-        names = [_output(entry, form) for entry in wanted]
-        if len(set(names)) != len(names):
-            raise InputError("an output is asked for twice")
-    return InferRequest(model, version, request_id, inputs, parameters, names), form
+    return InferRequest(model, version, said.id, inputs, dict(said.parameters), said.outputs), said.form
 
 
 def encode_response(response: InferResponse, form: OutputForm) -> tuple[list[Any], int | None]:
@@ -213,10 +206,55 @@ def _entries(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _input(entry: dict[str, Any], tail: memoryview) -> tuple[str, np.ndarray, memoryview]:
-    """One input tensor, and what is left of the binary data after it."""
+class _InputEntry(NamedTuple):
+    """What the JSON says of one input; its size where its bytes follow, else its elements."""
+
+    name: str
+    datatype: Any
+    shape: tuple[int, ...]
+    size: Any
+    data: Any
+
+
+class _Header(NamedTuple):
+    """What the JSON of a request says; not to be written to, since it may be kept."""
+
+    id: str
+    parameters: Parameters
+    inputs: list[_InputEntry]
+    outputs: list[str] | None
+    form: OutputForm
+
+
+def _parse_header(header: bytes) -> _Header:
+    content = parse_object(header)
+    refuse_unknown("request", content, ("id", "parameters", "inputs", "outputs"))
+    request_id = content.get("id", "")
+    if not isinstance(request_id, str):
+        raise InputError("id: expected a string")
+    parameters = parameter_values("request", content.get("parameters", {}))
+    default = parameters.pop("binary_data_output", False)
+    if not isinstance(default, bool):
+        raise InputError("binary_data_output: expected true or false")
+    inputs: dict[str, _InputEntry] = {}
+    for entry in map(_input, _entries(content, "inputs")):
+        if entry.name in inputs:
+            raise InputError(f"input {short(entry.name)} is there twice")
+        inputs[entry.name] = entry
+    form = OutputForm(default)
+    names = [_output(entry, form) for entry in _entries(content, "outputs")]
+    if len(set(names)) != len(names):
+        raise InputError("an output is asked for twice")
+    return _Header(request_id, parameters, [*inputs.values()], names or None, form)
+
+
+# Clients that send tensors in binary form send the same JSON before them every time.
+_known_header = functools.lru_cache(maxsize=256)(_parse_header)
+
+
+def _input(entry: dict[str, Any]) -> _InputEntry:
     name = _name(entry, "inputs")
-    of, label = f"input {short(name)}", name[:100]
+    of = f"input {short(name)}"
     refuse_unknown(of, entry, ("name", "shape", "datatype", "parameters", "data"))
     size = None
     if "parameters" in entry:
@@ -224,16 +262,12 @@ def _input(entry: dict[str, Any], tail: memoryview) -> tuple[str, np.ndarray, me
         refuse_shared_memory(parameters)
         size = parameters.pop("binary_data_size", None)
         refuse_unknown(of, parameters, ())
-    shape, datatype = checked_shape(label, entry.get("shape")), entry.get("datatype")
-    if size is None:
-        if "data" not in entry:
-            raise InputError(f"{of} has neither data nor a binary_data_size")
-        return name, tensor_from_json(label, datatype, shape, entry["data"]), tail
-    if "data" in entry:
+    shape = checked_shape(name[:100], entry.get("shape"))
+    if size is None and "data" not in entry:
+        raise InputError(f"{of} has neither data nor a binary_data_size")
+    if size is not None and "data" in entry:
         raise InputError(f"{of} has both data and a binary_data_size")
-    if type(size) is not int or not 0 <= size <= len(tail):
-        raise InputError(f"{of}: binary_data_size is {short(size)} of {len(tail)} bytes")
-    return name, tensor_from_bytes(label, datatype, shape, tail[:size]), tail[size:]
+    return _InputEntry(name, entry.get("datatype"), shape, size, entry.get("data"))
 
 
 def _output(entry: dict[str, Any], form: OutputForm) -> str:
