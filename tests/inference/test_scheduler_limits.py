@@ -11,7 +11,7 @@ import pytest
 from shared import TIMEOUT, rows, submit
 
 from artifex.generative_models.core.errors import DeadlineExceededError, InputError, Overloaded
-from artifex.generative_models.inference.scheduler import BatcherStats
+from artifex.generative_models.inference.batcher_stats import BatcherStats
 
 BYTES_PER_ROW = 2 * 3 * 4  # of `double`: three float32 in, three out
 

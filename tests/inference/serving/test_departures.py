@@ -196,7 +196,7 @@ def test_an_error_of_one_row_is_not_one_of_its_batch(busy, changes):
 
     def fault(rows):
         if 100 in rows:
-            raise RuntimeError("secret of /work/main")
+            raise RuntimeError("secret of /srv/models")
 
     server.gate.fault = fault
     connections = [server.server.connect(request(100 + i)) for i in range(3)]

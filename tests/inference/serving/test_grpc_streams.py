@@ -12,7 +12,7 @@ from shared import TIMEOUT, rows
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ServerLiveRequest, ServerReadyRequest
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from artifex.generative_models.inference.scheduler import BatcherStats
+from artifex.generative_models.inference.batcher_stats import BatcherStats
 from artifex.generative_models.inference.serving import grpc as front_end
 from artifex.generative_models.inference.serving.errors import UnauthorizedError
 from artifex.generative_models.inference.serving.grpc import MAX_IN_FLIGHT, create_grpc_server

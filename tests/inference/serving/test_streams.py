@@ -100,7 +100,7 @@ def test_the_first_row_comes_before_the_others_are_computed(gated, gate):
 def test_an_error_in_the_middle_is_the_last_event(gated, gate):
     def fault(rows):
         if 5 in rows:
-            raise RuntimeError("secret of /work/main")
+            raise RuntimeError("secret of /srv/models")
 
     gate.fault = fault
     answer = gated.exchange(stream_of(range(30)))
@@ -114,7 +114,7 @@ def test_an_error_in_the_middle_is_the_last_event(gated, gate):
 
 def test_an_error_of_the_first_row_is_500(gated, gate):
     def fault(rows):
-        raise RuntimeError("secret of /work/main")
+        raise RuntimeError("secret of /srv/models")
 
     gate.fault = fault
     answer = gated.exchange(stream_of(range(30)))

@@ -13,10 +13,11 @@ import numpy as np
 from artifex.generative_models.core.endpoint import Model, sample_key
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.batch import sampling_inputs
+from artifex.generative_models.inference.batcher_stats import BatcherStats
 from artifex.generative_models.inference.executor import Executor, Inputs, executor_for
 from artifex.generative_models.inference.futures import LoopFuture, OutputsFuture, deliver
 from artifex.generative_models.inference.request_queue import Outputs, Request, RequestQueue
-from artifex.generative_models.inference.scheduler import BatcherStats, Scheduler
+from artifex.generative_models.inference.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from typing import Self

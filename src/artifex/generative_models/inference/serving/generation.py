@@ -84,7 +84,7 @@ async def generate_events(
                 for row in range(bounds[i + 1] - start):
                     values = {name: rows[row] for name, rows in outputs.items()}
                     yield b"data: %b\n\n" % _dumps({**_origin(call), "index": start + row, **values})
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is the stream's last event
             if not start:
                 raise
             status, _, message = explain(error)

@@ -18,7 +18,7 @@ from artifex.generative_models.inference.serving.descriptions import (
     server_metadata,
     statistics,
 )
-from artifex.generative_models.inference.serving.errors import UnsupportedError, explain
+from artifex.generative_models.inference.serving.errors import UnauthorizedError, UnsupportedError, explain
 from artifex.generative_models.inference.serving.events import log_event
 from artifex.generative_models.inference.serving.messages import (
     SERVICE,
@@ -150,7 +150,7 @@ class _Verbs:
         if self._authorize is not None:
             try:
                 self._authorize(_authorization(context))
-            except Exception as error:
+            except UnauthorizedError as error:
                 await context.abort(*_status(error))
         stream = cast("asyncio.Task[None]", asyncio.current_task())
         slots = asyncio.Semaphore(MAX_IN_FLIGHT)

@@ -184,7 +184,7 @@ class App:
         below = {**scope, "path": path, "root_path": "", "app_root_path": root, "app": self}
         try:
             await self._routes.router(below, receive, sending)
-        except Exception as error:
+        except Exception as error:  # a response that has begun can only be cut off
             if not started or isinstance(error, ClientDisconnect):
                 raise
             log_event("internal error", error, path=scope["path"])

@@ -15,10 +15,10 @@ import numpy as np
 from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.batcher import Batcher
+from artifex.generative_models.inference.batcher_stats import BatcherStats
 from artifex.generative_models.inference.executor import Executor
 from artifex.generative_models.inference.images import PICTURE_CHANNELS
 from artifex.generative_models.inference.pipeline import InferencePipeline
-from artifex.generative_models.inference.scheduler import BatcherStats
 from artifex.generative_models.inference.serving.tensors import datatype_of
 
 _MAX_CHOICES = 64  # of options, since each is compiled and kept

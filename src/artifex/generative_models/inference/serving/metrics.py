@@ -9,7 +9,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from artifex.generative_models.inference.scheduler import BatcherStats
+from artifex.generative_models.inference.batcher_stats import BatcherStats
 from artifex.generative_models.inference.serving.dataplane import DataPlane
 
 _LABELS = ("model", "version")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from artifex.generative_models.core.errors import ArtifexError, InputError
+from artifex.generative_models.inference.batcher_stats import BatcherStats
 from artifex.generative_models.inference.fingerprint import stat_of, stats_under
 from artifex.generative_models.inference.loading import find_model, latest_step, read_metadata
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_cached_pipeline
-from artifex.generative_models.inference.scheduler import BatcherStats
 from artifex.generative_models.inference.serving.errors import NotFoundError, NotReadyError, UnloadableError
 from artifex.generative_models.inference.serving.events import log_event
 from artifex.generative_models.inference.serving.loaded import LoadedModel, ServedEndpoint
