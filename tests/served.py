@@ -21,6 +21,10 @@ from shared import TIMEOUT
 from artifex.generative_models.inference.serving.connections import KEEP_ALIVE_SECONDS, Connection
 
 ROOT = str(Path(__file__).parent.parent)
+URL = "/v2/models/plain.double/infer"
+X = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
+GOOD = {"inputs": [X]}  # its answer is 2, 4, 6
+MAX_BYTES = 1 << 16
 START_SECONDS = 120  # in which a process has started, on a busy machine
 
 

@@ -83,6 +83,20 @@ class Gate:
         return [batch.size for batch in self.batches]
 
 
+@pytest.fixture
+def compilations():
+    """Every compilation that JAX does while a test runs, whoever asked for it."""
+    seen = []
+
+    def listen(event, duration, **facts):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(facts)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope="session")
 def compiled_plain():
     executor = Executor(None, ENDPOINTS, batch_sizes=(1, 2, 4, 8))

@@ -19,20 +19,6 @@ from artifex.generative_models.inference.executor import executor_for
 from artifex.generative_models.models.vae import VAE
 
 
-@pytest.fixture
-def compilations():
-    """Every compilation that JAX does while a test runs, whoever asked for it."""
-    seen = []
-
-    def listen(event, duration, **facts):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(facts)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 def double(model, keys, inputs):
     return {"y": 2 * inputs["x"]}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from artifex.generative_models.core.errors import InputError, InputTypeError
-from artifex.generative_models.inference.images import PICTURE_CHANNELS, decode_picture
+from artifex.generative_models.inference.images import DAMAGED, PICTURE_CHANNELS, decode_picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,16 +21,6 @@ if TYPE_CHECKING:
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _MAX_COMPRESSED_BYTES = 1 << 30
 _LOCAL_HEADER_BYTES = 30  # of a zip member, before its name
-_DAMAGED = (
-    ValueError,
-    TypeError,
-    SyntaxError,
-    EOFError,
-    MemoryError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -181,7 +170,7 @@ def _map(path: Path) -> NDArray[Any]:
         return np.lib.format.open_memmap(path, mode="r")
     except (InputError, FileNotFoundError, PermissionError, IsADirectoryError):
         raise
-    except (OSError, zipfile.BadZipFile, *_DAMAGED) as error:
+    except (OSError, zipfile.BadZipFile, *DAMAGED) as error:
         raise InputError(f"{path}: not an array that can be read: {error}") from error
 
 

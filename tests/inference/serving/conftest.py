@@ -9,10 +9,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
+from served import GOOD, MAX_BYTES, URL, Live, live
 from shared import TIMEOUT
 
 from artifex.generative_models.core import Endpoint, TensorSpec
@@ -20,6 +20,7 @@ from artifex.generative_models.core.checkpointing import save_checkpoint, setup_
 from artifex.generative_models.core.errors import ConfigError
 from artifex.generative_models.inference import Executor, InferencePipeline, export_model
 from artifex.generative_models.inference.pipeline import load_cached_pipeline
+from artifex.generative_models.inference.serving import create_app
 from artifex.generative_models.inference.serving.dataplane import DataPlane
 from artifex.generative_models.inference.serving.oip import InferRequest, InferResponse
 from artifex.generative_models.inference.serving.repository import PipelineSource, Repository, Source
@@ -155,20 +156,6 @@ def scaler() -> Scaler:
     return Scaler()
 
 
-@pytest.fixture
-def compilations() -> Iterator[list[Any]]:
-    """Every compilation that JAX does while a test runs, whoever asked for it."""
-    seen = []
-
-    def listen(event, duration, **facts):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(facts)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 @asynccontextmanager
 async def _serving(
     sources: Mapping[str, Source], *, max_rows: int = 64, timeout: float | None = None
@@ -186,6 +173,23 @@ async def _serving(
 def serving() -> Serving:
     """Loads models from sources, by name; lets go of them at the end of its block."""
     return _serving
+
+
+@pytest.fixture(scope="session")
+def bounded(compiled_plain: Executor, pipeline: InferencePipeline) -> Iterator[Live]:
+    """A server of `plain` and `tiny` that takes bodies of 64 KiB and 16 rows."""
+    models = {"plain": compiled_plain, "tiny": pipeline}
+    with live(create_app(models, max_body_bytes=MAX_BYTES, max_rows=16)) as server:
+        yield server
+
+
+@pytest.fixture
+def unharmed(bounded: Live) -> Iterator[Live]:
+    """`bounded`, which answers a good request after each test."""
+    yield bounded
+    response = bounded.client.post(URL, json=GOOD)
+    assert response.status_code == 200
+    assert response.json()["outputs"][0]["data"] == [2, 4, 6]
 
 
 @pytest.fixture(scope="module")

@@ -4,31 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from served import error_of, live
+from served import GOOD, URL, X, error_of
 
-from artifex.generative_models.inference.serving import create_app
-
-URL = "/v2/models/plain.double/infer"
-X = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
-GOOD = {"inputs": [X]}
-MAX_BYTES = 1 << 16
 LONG = "a" * 50_000  # is not sent back
 
 
-@pytest.fixture(scope="module")
-def shared_server(compiled_plain, pipeline):
-    models = {"plain": compiled_plain, "tiny": pipeline}
-    with live(create_app(models, max_body_bytes=MAX_BYTES, max_rows=16)) as server:
-        yield server
-
-
 @pytest.fixture
-def server(shared_server):
-    """After each test a good request works."""
-    yield shared_server
-    response = shared_server.client.post(URL, json=GOOD)
-    assert response.status_code == 200
-    assert response.json()["outputs"][0]["data"] == [2, 4, 6]
+def server(unharmed):
+    return unharmed
 
 
 def x_with(**changes):

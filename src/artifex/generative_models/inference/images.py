@@ -26,8 +26,7 @@ PICTURE_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # and Pillow's names for them
 _SAFE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of what strangers send; some others run programs
 _GAP = 2  # pixels between the pictures of a grid
 _MAX_GRID_PIXELS = 100_000_000  # Pillow and others refuse to open much larger ones
-_DAMAGED = (  # what Pillow raises on files that are no pictures, or broken ones
-    OSError,
+DAMAGED = (  # what NumPy, zipfile and Pillow raise on broken files, besides OSError
     ValueError,
     TypeError,
     SyntaxError,
@@ -107,7 +106,7 @@ def decode_picture(
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = Image.MAX_IMAGE_PIXELS
         raise InputError(f"{name}: more than {limit:,} pixels; scale it down first") from error
-    except _DAMAGED as error:
+    except (OSError, *DAMAGED) as error:
         raise InputError(f"{name}: not a picture that can be read: {_without_address(error)}") from error
     raise InputError(
         f"{name}: {image.width} x {image.height} pixels where the model takes {width} x {height}; "
