@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc
-from served import Process
+from served import Process, read_answer
 from shared import TIMEOUT
 
 X = np.linspace(0, 1, 64, dtype=np.float32)
@@ -191,6 +191,8 @@ def test_after_kill_it_starts_again_on_the_same_port_and_answers_the_same(made):
         first.ready()
         port, wanted = first.port, mean(first.url)
         with socket.create_connection(("127.0.0.1", port)) as open_connection:
+            open_connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert read_answer(open_connection, "GET").status == 200  # so that it was taken
             first.signal(signal.SIGKILL)
             assert first.wait() == -signal.SIGKILL
             assert open_connection.recv(1) == b""
