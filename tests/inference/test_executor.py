@@ -266,10 +266,18 @@ def test_a_value_that_is_not_finite_is_found_by_row(executor, value, row):
     )
 
 
-@pytest.mark.parametrize("key", [jnp.zeros(2, jnp.uint32), jax.random.key(0, impl="rbg")])
+@pytest.mark.parametrize(
+    "key", [jnp.zeros(2, jnp.uint32), np.zeros(2, np.int32), jax.random.key(0, impl="rbg")]
+)
 def test_keys_of_another_kind_are_refused(executor, key):
     with pytest.raises(InputError, match="keys"):
         executor("generate", key=key, num_rows=2)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 2)])
+def test_words_that_are_no_key_are_refused(executor, shape):
+    with pytest.raises(InputError, match="expected 2 words of a key"):
+        executor.check("generate", key=np.zeros(shape, np.uint32), num_rows=2)
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,13 @@ import httpx
 import numpy as np
 import pytest
 from flax import nnx
-from served import error_of, live, live_asgi
+from served import GOOD, URL, error_of, live, live_asgi
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.serving import create_app
 
-URL = "/v2/models/plain.double/infer"
-GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}
 KEY = {"authorization": "Bearer sesame"}
 HEALTH = ["/v2/health/live", "/v2/health/ready"]
 PATHS = ["/", "/docs", "/openapi.json", "/metrics", "/v2", "/v2/models/plain.double", "/v2/nothing", "/infer"]

@@ -5,12 +5,10 @@ import socket
 import struct
 
 import pytest
-from served import live, read_answer, watched
+from served import URL, live, read_answer, watched
 
 from artifex.generative_models.inference import batcher
 from artifex.generative_models.inference.serving import create_app, departures
-
-URL = "/v2/models/plain.double/infer"
 
 
 def body(first, num_rows=1, **parameters):

@@ -4,13 +4,10 @@ import json
 import logging
 
 import pytest
-from served import live
+from served import GOOD, URL, live
 
 from artifex.generative_models.inference.serving import create_app
 from artifex.generative_models.inference.serving.events import LEVELS, log_event, show_events
-
-URL = "/v2/models/plain.double/infer"
-GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +15,9 @@ def _events_go_where_they_went():
     logs = [logging.getLogger(name) for name in LEVELS]
     before = [(log.handlers[:], log.level, log.propagate) for log in logs]
     yield
-    for log, state in zip(logs, before, strict=True):
-        log.handlers[:], log.level, log.propagate = state
+    for log, (handlers, level, propagate) in zip(logs, before, strict=True):
+        log.handlers[:], log.propagate = handlers, propagate
+        log.setLevel(level)  # which also forgets what was let through
 
 
 def said(capsys):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from served import live
+from served import URL, live
 
 from artifex.generative_models.inference.serving import create_app
 
@@ -21,7 +21,6 @@ TRITON = [
     "nv_inference_compute_output_duration_us",
 ]
 MORE = ["artifex_queue_rows", "artifex_rows_per_batch_count", "artifex_rows_per_batch_sum"]
-URL = "/v2/models/plain.double/infer"
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from artifex.generative_models.inference.serving.dataplane import DataPlane
 from artifex.generative_models.inference.serving.http import App
 from artifex.generative_models.inference.serving.pages import docs_page, index_page
 
-HOSTILE = "\"'><script>alert(1)</script>$(touch /tmp/x);`id`"
+HOSTILE = "\"'><script>alert(1)</script>$(touch x);`id`"
 
 
 def commands(page: str, kind: str) -> list[str]:

@@ -126,6 +126,7 @@ def sample_keys_data(seeds: Sequence[int]) -> UInt32[np.ndarray, "seeds words"]:
 
 
 def _default_key_impl() -> str:
+    # JAX gives its settings their attributes at run time; `config.values` makes a dict of all of them.
     impl: str = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
     return impl
 

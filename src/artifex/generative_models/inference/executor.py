@@ -54,8 +54,8 @@ from artifex.generative_models.inference.rows import (
     aligned_empty,
     checked_array,
     checked_scalar,
+    identities,
     joined,
-    joined_identities,
 )
 from artifex.generative_models.inference.snapshot import Snapshot, Trace
 from artifex.generative_models.inference.tuned import Setting, Tuned, load_tuned, tuning_name
@@ -273,7 +273,7 @@ class Executor:
         is_finite = all(job.is_finite for job, _, _ in parts)
         if not program.needs_keys:
             return Job(program, num_rows, inputs, None, 0, is_finite)
-        return Job(program, num_rows, inputs, *joined_identities(parts), is_finite)
+        return Job(program, num_rows, inputs, *identities(parts, num_rows), is_finite)
 
     def run(self, job: Job) -> dict[str, np.ndarray]:
         """Runs a job of at most one batch and waits for it.
@@ -560,7 +560,7 @@ class Executor:
         if isinstance(seed, list | tuple):
             if len(seed) != num_rows:
                 raise InputError(f"{program.name}: got {len(seed)} seeds for {num_rows} rows")
-            data = sample_keys_data([_checked_seed(program.name, one) & 0xFFFFFFFF for one in seed])
+            data = sample_keys_data([_checked_seed(program.name, one) for one in seed])
             return Job(program, num_rows, arrays, data, np.zeros(num_rows, np.uint32))
         if seed is not None:
             data = _seed_key_data(_checked_seed(program.name, seed))
@@ -980,12 +980,10 @@ def _pool(in_flight: int) -> ThreadPoolExecutor:
 def _checked_seed(endpoint: str, seed: Any) -> int:
     if not isinstance(seed, int | np.integer):
         raise InputTypeError(f"{endpoint}: seed: expected an integer, got {seed!r}")
-    return int(seed)
+    return int(seed) & 0xFFFFFFFF  # as `nnx.Rngs` takes it
 
 
-@functools.lru_cache(maxsize=1024)
-def _seed_key_data(seed: int) -> np.ndarray:
-    return sample_key_data(seed & 0xFFFFFFFF)
+_seed_key_data = functools.lru_cache(maxsize=1024)(sample_key_data)
 
 
 def _is_nnx(model: Any) -> bool:

@@ -45,19 +45,9 @@ class Job:
         inputs = [self._input(name, start, stop, size) for name in self.program.endpoint.inputs]
         return [*self.identity(start, stop, size), *inputs] if self.program.needs_keys else inputs
 
-    def identity(self, start: int, stop: int, size: int) -> tuple[Any, Any]:
-        """The words of each row's key, and the row's number."""
-        assert self.key_data is not None
-        if isinstance(self.first_row, np.ndarray):
-            return (
-                padded(self.key_data[start:stop], size, np.uint32),
-                padded(self.first_row[start:stop], size, np.uint32),
-            )
-        if self.key_data.ndim == 2:
-            return padded(self.key_data[start:stop], size, np.uint32), np.full(size, OWN_KEY)
-        first = self.first_row + start
-        numbers = np.arange(first, first + size).astype(np.uint32)
-        return np.broadcast_to(self.key_data, (size, self.program.key_words)), numbers
+    def identity(self, start: int, stop: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The words of each row's key, and the row's number; padded to a batch size."""
+        return identities([(self, start, stop)], size)
 
     def _input(self, name: str, start: int, stop: int, size: int) -> Any:
         array = self.inputs[name]
@@ -96,23 +86,24 @@ def joined(name: str, spec: TensorSpec, parts: Sequence[Part], missing: int) -> 
     return np.frombuffer(b"".join(buffers), spec.dtype).reshape(-1, *spec.shape)
 
 
-def joined_identities(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
-    """What `Job.identity` gives, for rows of several calls."""
-    keys: list[Any] = []
-    numbers: list[int] = []
+def identities(parts: Sequence[Part], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The words of the keys of several calls' rows, and the rows' numbers; zeros up to a size."""
+    keys = np.zeros((size, parts[0][0].program.key_words), np.uint32)
+    numbers = np.zeros(size, np.uint32)
+    first = 0
     for job, start, stop in parts:
         assert job.key_data is not None
+        last = first + stop - start
+        own_keys = job.key_data.ndim == 2
+        keys[first:last] = job.key_data[start:stop] if own_keys else job.key_data
         if isinstance(job.first_row, np.ndarray):
-            keys.append(job.key_data[start:stop])
-            numbers += job.first_row[start:stop].tolist()
-        elif job.key_data.ndim == 2:
-            keys.append(job.key_data[start:stop])
-            numbers += [MAX_ROWS] * (stop - start)
+            numbers[first:last] = job.first_row[start:stop]
+        elif own_keys:
+            numbers[first:last] = OWN_KEY
         else:
-            keys += [job.key_data] * (stop - start)
-            numbers += range(job.first_row + start, job.first_row + stop)
-    words = parts[0][0].program.key_words
-    return np.frombuffer(b"".join(keys), np.uint32).reshape(-1, words), np.array(numbers, np.uint32)
+            numbers[first:last] = np.arange(job.first_row + start, job.first_row + stop)
+        first = last
+    return keys, numbers
 
 
 @dataclass(slots=True)

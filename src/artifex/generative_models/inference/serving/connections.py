@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -16,15 +16,15 @@ KEEP_ALIVE_SECONDS = 75
 class Connection(HttpToolsProtocol):
     """A connection that is closed when a request's head is late or large, or a response is not read."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._in_head = True
-        self._head_bytes = 0
-        self._head_timer: asyncio.TimerHandle | None = None
+    _writes: _JoinedWrites
+    _in_head = True
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins to wait for the first request."""
-        super().connection_made(_JoinedWrites(transport))  # type: ignore[arg-type]
+        self._writes = _JoinedWrites(cast("asyncio.Transport", transport))
+        super().connection_made(cast("asyncio.Transport", self._writes))
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -55,7 +55,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """A response ends."""
-        self.transport.flush()  # type: ignore[attr-defined]
+        self._writes.flush()
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:

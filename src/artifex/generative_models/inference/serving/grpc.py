@@ -227,8 +227,7 @@ class _Verbs:
 
     async def _index(self, message: Any) -> dict[str, Any]:
         _refuse_repository(message)
-        models = self.plane.repository.index()
-        return {"models": [model for model in models if model["state"] == "READY" or not message.ready]}
+        return {"models": self.plane.repository.index(only_ready=message.ready)}
 
     async def _load(self, message: Any) -> dict[str, Any]:
         _refuse_repository(message)

@@ -273,8 +273,12 @@ class Repository:
                 except (ArtifexError, OSError) as error:  # next time, perhaps; load() has said why
                     entry.reason = str(error) if entry.loaded is None else entry.reason
 
-    def index(self) -> list[dict[str, str]]:
-        """The models, as the repository extension lists them."""
+    def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
+        """The models, as the repository extension lists them.
+
+        Args:
+            only_ready: Leaves out those that are not loaded.
+        """
         return [
             {
                 "name": name,
@@ -283,6 +287,7 @@ class Repository:
                 "reason": entry.reason,
             }
             for name, entry in self.entries.items()
+            if entry.state == "READY" or not only_ready
         ]
 
     async def close(self) -> None:

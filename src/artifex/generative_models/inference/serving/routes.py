@@ -119,8 +119,7 @@ class Routes:
         only_ready = (await self._object(request)).get("ready", False)
         if not isinstance(only_ready, bool):
             raise InputError("ready: expected true or false")
-        index = self._plane.repository.index()
-        return _json([entry for entry in index if entry["state"] == "READY" or not only_ready])
+        return _json(self._plane.repository.index(only_ready=only_ready))
 
     async def _load(self, request: Request) -> Response:
         if (await self._object(request)).get("parameters"):
