@@ -1,5 +1,7 @@
 """What several test files share."""
 
+import threading
+
 import numpy as np
 
 TIMEOUT = 30  # seconds after which a test that waits has failed
@@ -16,3 +18,8 @@ def rows(n, first=1):
 def submit(batcher, n, first=1, endpoint="double", **arguments):
     """Submits such rows."""
     return batcher.submit(endpoint, {"x": rows(n, first)}, **arguments)
+
+
+def batcher_threads():
+    """The threads of all batchers that are open, those of servers that other tests keep included."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("artifex-batcher")}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from shared import TIMEOUT, TOLERANCE, rows
+from shared import TIMEOUT, TOLERANCE, batcher_threads, rows
 
 from artifex.generative_models.core.errors import ClosedError, DeadlineExceededError, InputError
 from artifex.generative_models.inference import (
@@ -166,6 +166,7 @@ def test_64_digits_at_once_are_encoded_as_alone(executor, pictures):
 
 
 def test_nothing_is_left_of_coroutines(held, gate):
+    before = batcher_threads()
     batcher = held()
 
     async def main():
@@ -180,7 +181,7 @@ def test_nothing_is_left_of_coroutines(held, gate):
     batcher.close()
     gc.collect()
     assert not [thing for thing in gc.get_objects() if isinstance(thing, LoopFuture)]
-    assert not any(thread.name.startswith("artifex-batcher") for thread in threading.enumerate())
+    assert batcher_threads() <= before
 
 
 def test_a_server_answers_as_the_batch_functions(mnist_vae, executor, pictures):

@@ -9,7 +9,7 @@ from concurrent.futures import wait
 
 import numpy as np
 import pytest
-from shared import TIMEOUT, rows, submit
+from shared import TIMEOUT, batcher_threads, rows, submit
 
 from artifex.generative_models.core.errors import ClosedError
 from artifex.generative_models.inference.batcher import Batcher, OutputsFuture
@@ -156,6 +156,7 @@ def test_a_batcher_that_is_dropped_ends_its_threads(plain, gate):
 
 
 def test_nothing_is_left_after_close(plain, gate):
+    before = batcher_threads()
     batcher = Batcher(plain)
     gate.fault = fail_on_fives
     gone = []
@@ -168,7 +169,7 @@ def test_nothing_is_left_after_close(plain, gate):
     batcher.close()
     gc.collect()
     assert [reference() for reference in gone] == [None] * 30
-    assert not any(thread.name.startswith("artifex-batcher") for thread in threading.enumerate())
+    assert batcher_threads() <= before
     assert not [thing for thing in gc.get_objects() if isinstance(thing, OutputsFuture)]
 
 
