@@ -4,6 +4,7 @@ import socket
 
 import pytest
 from served import live, live_asgi, read_answer, watched
+from shared import TIMEOUT
 
 from artifex.generative_models.inference.serving import connections, create_app
 
@@ -168,13 +169,39 @@ def test_a_request_split_into_bytes_is_one_request(server):
 async def large(scope, receive, send):
     """An application whose only answer is larger than what the kernel takes."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": bytes(32 << 20)})
+    await send({"type": "http.response.body", "body": bytes(64 << 20)})
 
 
-def test_a_client_that_does_not_read_its_answer_is_let_go(monkeypatch):
+async def streamed(scope, receive, send):
+    """An application whose only answer is as large, and comes in parts."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for i in range(1024, 0, -1):
+        await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": i > 1})
+
+
+@pytest.mark.parametrize("answer", [large, streamed])
+@pytest.mark.parametrize("keep_alive", [0.05, TIMEOUT])
+def test_a_client_that_does_not_read_its_answer_is_let_go(monkeypatch, answer, keep_alive):
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.2)
     wait = watched(monkeypatch, connections.Connection, "connection_lost")
-    with live_asgi(large, lifespan=False, keep_alive=0.2) as server, server.connect(HEAD + b"\r\n"):
+    with live_asgi(answer, lifespan=False, keep_alive=keep_alive) as server, server.connect(HEAD + b"\r\n"):
         wait("connection_lost", 1)
+
+
+def test_a_client_that_reads_slowly_gets_all_of_its_answer(monkeypatch):
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.5)
+    wait = watched(monkeypatch, connections.Connection, "timeout_keep_alive_handler", "look_at_reading")
+    with (
+        live_asgi(large, lifespan=False, keep_alive=0.05) as server,
+        server.connect(HEAD + b"\r\n") as connection,
+        connection.makefile("rb") as answer,
+    ):
+        for looks in (1, 2):
+            answer.read(12 << 20)  # more than the kernel holds
+            wait("look_at_reading", looks)
+        wait("timeout_keep_alive_handler", 2)
+        rest = answer.read()
+    assert len(rest) > 40 << 20
 
 
 def test_an_idle_connection_is_closed_after_its_answer(compiled_plain):

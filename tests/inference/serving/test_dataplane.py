@@ -182,6 +182,7 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[Exception], str]]
     "two kinds of seed": ("tiny", {"seed": np.arange(2)}, {"seed": 1}, InputError, "got both"),
     "no seeds": ("tiny", {"seed": np.arange(0)}, {}, InputError, "seed: expected integers"),
     "float seeds": ("tiny", {"seed": T}, {}, InputError, "seed: expected integers"),
+    "seeds of two axes": ("tiny", {"seed": np.arange(4).reshape(2, 2)}, {}, InputError, "seed: expected"),
     "negative seeds": ("tiny", {"seed": np.array([0, -1])}, {}, InputError, "seed: expected integers"),
     "large seeds": ("tiny", {"seed": np.array([2**32])}, {}, InputError, "seed: expected integers"),
     "bytes as seeds": ("tiny", {"seed": OBJECTS}, {}, InputError, "seed: expected integers"),

@@ -4,10 +4,13 @@ import json
 import logging
 
 import pytest
-from served import GOOD, URL, live
+import tritonclient.grpc.aio as triton
+from served import GOOD, MAX_BYTES, URL, live
+from tritonclient.utils import InferenceServerException
 
 from artifex.generative_models.inference.serving import create_app
 from artifex.generative_models.inference.serving.events import LEVELS, log_event, show_events
+from artifex.generative_models.inference.serving.grpc import create_grpc_server
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +86,47 @@ def test_the_access_log(compiled_plain, capsys):
     assert last["bytes"] == size
     assert last["client"] == "127.0.0.1"
     assert last["milliseconds"] > 0
+
+
+def test_the_access_log_of_grpc(runner, plane, capsys):
+    show_events(as_json=True)
+
+    async def use(access_log):
+        server, port = create_grpc_server(
+            plane, "127.0.0.1:0", max_message_bytes=MAX_BYTES, access_log=access_log
+        )
+        await server.start()
+        async with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            await client.get_server_metadata(headers={"x-request-id": "abc"})
+            with pytest.raises(InferenceServerException):
+                await client.get_model_metadata("other")
+            assert [result async for result in client.stream_infer(requests())]
+        await server.stop(None)
+
+    async def requests():
+        yield {"model_name": "tiny", "inputs": []}
+
+    runner.run(use(access_log=False))
+    assert said(capsys) == []
+    runner.run(use(access_log=True))
+    events = said(capsys)
+    assert [(e["event"], e["method"], e["path"].rpartition("/")[2], e["status"]) for e in events] == [
+        ("request", "gRPC", "ServerMetadata", "OK"),
+        ("request", "gRPC", "ModelMetadata", "NOT_FOUND"),
+        ("request", "gRPC", "ModelStreamInfer", "OK"),
+    ]
+    assert [event["request_id"] for event in events] == ["abc", "", ""]
+    assert events[0]["bytes"] > 0
+    assert events[0]["client"].startswith("ipv4:127.0.0.1:")
+    assert events[0]["milliseconds"] > 0
+
+
+def test_what_is_loaded_at_the_start_is_loaded_once(compiled_plain, pipeline, capsys):
+    show_events(as_json=True)
+    models = {"plain": compiled_plain, "tiny": pipeline}
+    with live(create_app(models, watch_seconds=1e-6)) as server:
+        assert server.client.get("/v2/health/ready").status_code == 200
+    assert [event["model"] for event in said(capsys) if event["event"] == "loading"] == ["plain", "tiny"]
 
 
 def test_the_api_key_is_in_no_log(compiled_plain, capsys):

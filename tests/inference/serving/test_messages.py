@@ -21,7 +21,7 @@ from artifex.generative_models.inference.serving.messages import (
     encode_response,
     message_class,
 )
-from artifex.generative_models.inference.serving.oip import InferResponse
+from artifex.generative_models.inference.serving.oip import MAX_NAMED, InferResponse
 
 FILE = SERVICE.file
 TRITON = {**service_pb2.DESCRIPTOR.message_types_by_name, **model_config_pb2.DESCRIPTOR.message_types_by_name}
@@ -151,11 +151,25 @@ def test_contents_with_bytes_that_nobody_knows():
         ([1], "BF16", {"fp32_contents": [1]}, "no form in contents"),
         ([1], "FP8", {"fp32_contents": [1]}, "unknown datatype"),
         ([-1], "FP32", {"fp32_contents": [1]}, "sizes from 0"),
+        ([2**62, 0, 2**62], "FP32", {}, "is too large"),
     ],
 )
 def test_contents_that_do_not_fit(shape, datatype, contents, words):
     with pytest.raises(InputError, match=words):
         decode_request(request(shape, datatype, **contents))
+
+
+@pytest.mark.parametrize("field", ["inputs", "outputs", "parameters"])
+def test_more_than_any_model_has(field):
+    names = [str(i) for i in range(MAX_NAMED + 1)]
+    many = {
+        "inputs": [{"name": name, "datatype": "FP32", "shape": [0]} for name in names],
+        "outputs": [{"name": name} for name in names],
+        "parameters": {name: {"bool_param": True} for name in names},
+    }
+    message = message_class("ModelInferRequest")(model_name="m", **{field: many[field]})
+    with pytest.raises(InputError, match=f"{field}: expected at most {MAX_NAMED}, got {len(names)}"):
+        decode_request(message)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.int64, np.bool_])

@@ -13,6 +13,7 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.serving.errors import UnsupportedError
 from artifex.generative_models.inference.serving.oip import (
+    MAX_NAMED,
     InferRequest,
     InferResponse,
     OutputForm,
@@ -107,6 +108,7 @@ def changed(**changes: Any) -> dict[str, Any]:
     return {"inputs": [entry]}
 
 
+MANY = [str(i) for i in range(MAX_NAMED + 1)]
 BAD = {
     "empty": (b"", "not JSON"),
     "not JSON": (b"inputs", "not JSON"),
@@ -150,6 +152,13 @@ BAD = {
     "no data": (changed(data=...), "neither data nor a binary_data_size"),
     "data null": (changed(data=None), "x: data: expected a list"),
     "data and size": (changed(parameters={"binary_data_size": 8}), "both data and a binary_data_size"),
+    "many inputs": ({"inputs": [{**X, "name": name} for name in MANY]}, "inputs: expected at most"),
+    "many outputs": ({"outputs": [{"name": name} for name in MANY]}, "outputs: expected at most"),
+    "many parameters": ({"parameters": dict.fromkeys(MANY, 1)}, "parameters: expected at most"),
+    "many parameters of an input": (
+        changed(parameters=dict.fromkeys(MANY, 1)),
+        "input 'x': parameters: expected at most",
+    ),
     "twice": ({"inputs": [X, X]}, "input 'x' is there twice"),
     "no name of an output": ({"outputs": [{}]}, "outputs: each needs a name"),
     "output twice": ({"outputs": [{"name": "y"}, {"name": "y"}]}, "asked for twice"),

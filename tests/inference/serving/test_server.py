@@ -104,6 +104,8 @@ def test_it_says_nothing_but_its_events_whatever_clients_send(made):
                 connection.sendall(garbage + b"\0" * 100)
                 while connection.recv(1000):
                     pass
+        broken = {"content": b"garbage", "headers": {"content-type": "multipart/form-data; boundary=x"}}
+        assert httpx.post(f"{server.url}/v2/models/tiny/generate", **broken).status_code == 400
         mean(server.url)
         assert server.stop() == 0
         assert [event["line"] for event in server.events if "line" in event] == []

@@ -262,7 +262,8 @@ def test_no_elements_of_a_huge_shape_are_refused(datatype: str, shape: tuple[int
         ("BYTES", (1,), struct.pack("<I", 2**32 - 1), "an element of 4294967295 bytes"),
         ("BYTES", (1,), struct.pack("<I", 1) + b"abc", "2 bytes are left"),
         ("BYTES", (2,), struct.pack("<I", 1) + b"a", "1 elements do not fill"),
-        ("BYTES", (1,), b"\0" * 8, "2 elements do not fill"),
+        ("BYTES", (1,), b"\0" * 8, "4 bytes are left"),
+        ("BYTES", (2**16 + 1,), b"\0" * 4 * (2**16 + 1), "at most 65536 elements of BYTES"),
         ("BYTES", (1,), b"", "0 elements do not fill"),
     ],
 )

@@ -9,17 +9,23 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEAD_SECONDS = 20.0
+READ_SECONDS = 30.0
 MAX_HEAD_BYTES = 64 << 10
 KEEP_ALIVE_SECONDS = 75
 
 
 class Connection(HttpToolsProtocol):
-    """A connection that is closed when a request's head is late or large, or a response is not read."""
+    """A connection that is closed when a request's head is late or large, or a response is not read.
+
+    A client may read slowly; one that has read nothing for a while is taken to be gone.
+    """
 
     _writes: _JoinedWrites
     _in_head = True
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
+    _unread_bytes = 0  # when the timer was set
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins to wait for the first request."""
@@ -31,6 +37,7 @@ class Connection(HttpToolsProtocol):
         """Lets go."""
         super().connection_lost(exc)
         self._head_arrived()
+        self._stop_reading_timer()
 
     def data_received(self, data: bytes) -> None:
         """Takes bytes; a head that they do not complete is watched."""
@@ -62,9 +69,31 @@ class Connection(HttpToolsProtocol):
         """Refuses what is not HTTP, in the protocol's form."""
         self._refuse(400, "invalid HTTP request")
 
+    def pause_writing(self) -> None:
+        """More is written than the client reads."""
+        super().pause_writing()
+        self._watch_reading()
+
+    def resume_writing(self) -> None:
+        """The client has read almost all."""
+        super().resume_writing()
+        self._stop_reading_timer()
+
+    def look_at_reading(self) -> None:
+        """Closes a connection whose client has read nothing since the last look."""
+        self._stop_reading_timer()
+        if self.transport.get_write_buffer_size() < self._unread_bytes:
+            self._watch_reading()
+        else:
+            self.transport.abort()
+
     def timeout_keep_alive_handler(self) -> None:
-        """Closes an idle connection; at once, where the client does not even read its last response."""
-        if self.transport.get_write_buffer_size():
+        """Closes an idle connection; one whose client still reads its last response is not."""
+        if self._read_timer is not None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        elif self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
             super().timeout_keep_alive_handler()
@@ -74,6 +103,15 @@ class Connection(HttpToolsProtocol):
             self._head_timer = self.loop.call_later(
                 HEAD_SECONDS, self._refuse, 408, "no request came in time"
             )
+
+    def _watch_reading(self) -> None:
+        self._unread_bytes = self.transport.get_write_buffer_size()
+        self._read_timer = self.loop.call_later(READ_SECONDS, self.look_at_reading)
+
+    def _stop_reading_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
 
     def _head_arrived(self) -> None:
         self._head_bytes = 0

@@ -286,7 +286,7 @@ def _seeds(endpoint: ServedEndpoint, tensor: np.ndarray | None, parameter: Any) 
         raise InputError("seed: expected a tensor or a parameter, got both")
     if tensor is None:
         seeds = [parameter]
-    elif tensor.dtype.kind in "iu" and tensor.size:
+    elif tensor.dtype.kind in "iu" and tensor.size and tensor.size == max(tensor.shape, default=1):
         seeds = tensor.reshape(-1).tolist()
     else:
         raise InputError(f"seed: expected integers, got {tensor.dtype} of shape {list(tensor.shape)}")

@@ -11,8 +11,13 @@ from typing import Any
 import orjson
 
 _log = logging.getLogger("artifex.serving")
-# What is shown, by logger; uvicorn's warnings are of what clients send.
-LEVELS = {"artifex.serving": logging.INFO, "uvicorn.error": logging.ERROR, "asyncio": logging.ERROR}
+# What is shown, by logger; the warnings of others are of what clients send.
+LEVELS = {
+    "artifex.serving": logging.INFO,
+    "uvicorn.error": logging.ERROR,
+    "asyncio": logging.ERROR,
+    "python_multipart": logging.ERROR,
+}
 
 
 def log_event(event: str, error: BaseException | None = None, **facts: Any) -> None:

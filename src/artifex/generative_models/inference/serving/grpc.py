@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +30,9 @@ from artifex.generative_models.inference.serving.messages import (
 
 Authorize = Callable[[str | None], None]
 Answer = Callable[[Any], Awaitable[Any]]
+Behavior = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
 
+HEALTH_SERVICE = "grpc.health.v1.Health"
 MAX_IN_FLIGHT = 64  # requests of one stream
 _MAX_WORDS = 500  # characters of an error: clients take 8 KiB of percent-encoded metadata
 _SECONDS_BETWEEN_LOOKS = 0.5  # at whether the server drains
@@ -44,6 +47,7 @@ def create_grpc_server(
     *,
     authorize: Authorize | None = None,
     max_message_bytes: int,
+    access_log: bool = False,
     credentials: grpc.ServerCredentials | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Serves models over gRPC: the Open Inference Protocol, its extensions, and gRPC's own health.
@@ -56,6 +60,7 @@ def create_grpc_server(
         authorize: Told the `authorization` metadata of each call, or None; raises `UnauthorizedError`. Health
             is exempt.
         max_message_bytes: Size of a message that is taken, compressed or not.
+        access_log: Whether to log each call, a stream when it ends; health is exempt.
         credentials: For TLS; None serves without.
 
     Returns:
@@ -70,12 +75,9 @@ def create_grpc_server(
         ("grpc.so_reuseport", 0),  # else a second server shares the port, and nobody is told
     ]
     server = grpc.aio.server(options=options)
-    verbs = _Verbs(plane, authorize)
+    services = method_handlers(plane, authorize, access_log=access_log)
     server.add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(SERVICE.full_name, verbs.handlers()),
-            grpc.method_handlers_generic_handler("grpc.health.v1.Health", _health_handlers(plane)),
-        )
+        tuple(grpc.method_handlers_generic_handler(name, verbs) for name, verbs in services.items())
     )
     try:
         if credentials is None:
@@ -83,6 +85,16 @@ def create_grpc_server(
         return server, server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise OSError(f"{address} cannot be listened on: {error}") from error
+
+
+def method_handlers(
+    plane: DataPlane, authorize: Authorize | None, *, access_log: bool = False
+) -> dict[str, dict[str, grpc.RpcMethodHandler]]:
+    """The verbs of each service, by name; arguments are those of `create_grpc_server`."""
+    return {
+        SERVICE.full_name: _Verbs(plane, authorize, access_log).handlers(),
+        HEALTH_SERVICE: _health_handlers(plane),
+    }
 
 
 def tls_credentials(keyfile: Path, certfile: Path, ca_certs: Path | None = None) -> grpc.ServerCredentials:
@@ -106,9 +118,10 @@ def tls_credentials(keyfile: Path, certfile: Path, ca_certs: Path | None = None)
 class _Verbs:
     """The protocol's verbs. They take and give bytes, so that what cannot be parsed has an answer too."""
 
-    def __init__(self, plane: DataPlane, authorize: Authorize | None):
+    def __init__(self, plane: DataPlane, authorize: Authorize | None, access_log: bool):
         self.plane = plane
         self._authorize = authorize
+        self._access_log = access_log
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         verbs: dict[str, Answer] = {
@@ -126,8 +139,14 @@ class _Verbs:
             "ServerLive": self._unary("ServerLive", self._live, authorize=None),
             "ServerReady": self._unary("ServerReady", self._ready, authorize=None),
             **{name: self._unary(name, verb, self._authorize) for name, verb in verbs.items()},
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
+                self._told("ModelStreamInfer", self._stream)
+            ),
         }
+
+    def _told(self, name: str, behavior: Behavior) -> Behavior:
+        """A verb that tells the access log of its calls, if there is one."""
+        return _logged(name, behavior) if self._access_log else behavior
 
     def _unary(self, name: str, verb: Answer, authorize: Authorize | None) -> grpc.RpcMethodHandler:
         request_class, response_class = message_class(f"{name}Request"), message_class(f"{name}Response")
@@ -135,7 +154,7 @@ class _Verbs:
         async def answer(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
             try:
                 if authorize is not None:
-                    authorize(_authorization(context))
+                    authorize(_metadata(context, "authorization"))
                 response = await verb(_parsed(request_class, data))
                 if isinstance(response, dict):
                     response = response_class(**response)
@@ -143,13 +162,13 @@ class _Verbs:
             except Exception as error:  # whatever it is, it is this call's answer
                 return await context.abort(*_status(error))
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        return grpc.unary_unary_rpc_method_handler(self._told(name, answer))
 
     async def _stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
         """Answers in the order of the requests; reads no further while too many are in flight."""
         if self._authorize is not None:
             try:
-                self._authorize(_authorization(context))
+                self._authorize(_metadata(context, "authorization"))
             except UnauthorizedError as error:
                 await context.abort(*_status(error))
         stream = cast("asyncio.Task[None]", asyncio.current_task())
@@ -278,6 +297,31 @@ def _health_handlers(plane: DataPlane) -> dict[str, grpc.RpcMethodHandler]:
     }
 
 
+def _logged(name: str, behavior: Behavior) -> Behavior:
+    async def logged(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        start, status, size = time.perf_counter(), "client gone", 0
+        try:
+            response = await behavior(request, context)
+            status, size = "OK", len(response or b"")
+            return response
+        except grpc.aio.AbortError:
+            status = context.code().name
+            raise
+        finally:
+            log_event(
+                "request",
+                method="gRPC",
+                path=f"/{SERVICE.full_name}/{name}",
+                status=status,
+                bytes=size,
+                milliseconds=round(1e3 * (time.perf_counter() - start), 3),
+                client=context.peer(),
+                request_id=_metadata(context, "x-request-id") or "",
+            )
+
+    return logged
+
+
 def _parsed(request_class: Any, data: bytes) -> Any:
     try:
         return request_class.FromString(data)
@@ -285,9 +329,9 @@ def _parsed(request_class: Any, data: bytes) -> Any:
         raise InputError(f"the message is no {request_class.DESCRIPTOR.name}") from error
 
 
-def _authorization(context: grpc.aio.ServicerContext) -> str | None:
+def _metadata(context: grpc.aio.ServicerContext, key: str) -> str | None:
     metadata = context.invocation_metadata() or ()
-    return next((str(value) for name, value in metadata if name == "authorization"), None)
+    return next((str(value) for name, value in metadata if name == key), None)
 
 
 def _status(error: Exception) -> tuple[grpc.StatusCode, str]:

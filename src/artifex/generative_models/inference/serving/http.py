@@ -81,6 +81,7 @@ class App:
         self._departures = Departures()
         self._tasks: list[asyncio.Task[None]] = []
         self._routes = Routes(plane, self._departures, self._bodies)
+        self.access_log = access_log
         self._handle: Any = self._logged if access_log else self._answer
         if cors_origins:
             self._handle = CORSMiddleware(
@@ -112,8 +113,13 @@ class App:
 
         self._tasks = [asyncio.ensure_future(load())]
         if self._watch_seconds is not None:
-            self._tasks.append(asyncio.ensure_future(repository.watch(self._watch_seconds)))
+            self._tasks.append(asyncio.ensure_future(self._watch(self._tasks[0], self._watch_seconds)))
         return self._tasks[0]
+
+    async def _watch(self, loading: asyncio.Task[None], seconds: float) -> None:
+        """Looks for what is new once the first loading has ended: before, all is new."""
+        await asyncio.wait([loading])
+        await self.plane.repository.watch(seconds)
 
     async def close(self) -> None:
         """Refuses what is new and finishes what was taken."""

@@ -26,6 +26,7 @@ from artifex.generative_models.inference.serving.oip import (
     InferRequest,
     InferResponse,
     Parameters,
+    refuse_many,
     refuse_shared_memory,
     refuse_unknown,
 )
@@ -34,6 +35,7 @@ from artifex.generative_models.inference.serving.tensors import (
     checked_shape,
     datatype_of,
     dtype_of,
+    reshaped,
     tensor_from_bytes,
 )
 
@@ -95,6 +97,7 @@ def decode_request(message: Any) -> InferRequest:
         UnsupportedError: It asks for shared memory or for classification.
     """
     parameters = parameter_values("request", message.parameters) if message.parameters else {}
+    refuse_many("outputs", message.outputs)
     names = [_output(entry) for entry in message.outputs] or None
     if names is not None and len(set(names)) != len(names):
         raise InputError("an output is asked for twice")
@@ -124,6 +127,7 @@ def parameter_values(of: str, parameters: Mapping[str, Any]) -> Parameters:
     Raises:
         InputError: One has no value.
     """
+    refuse_many(f"{of}: parameters", parameters)
     values: Parameters = {}
     for name, parameter in parameters.items():
         field = parameter.WhichOneof("parameter_choice")
@@ -143,6 +147,7 @@ def _parameter_field(value: bool | int | float | str) -> str:
 
 def _inputs(message: Any) -> dict[str, np.ndarray]:
     entries, raw = message.inputs, message.raw_input_contents
+    refuse_many("inputs", entries)
     inputs: dict[str, np.ndarray] = {}
     for i, entry in enumerate(entries):
         name = entry.name
@@ -203,4 +208,4 @@ def _from_contents(name: str, datatype: str, shape: tuple[int, ...], contents: A
         # Elements of a fixed size end the message's own wire form: 60 times faster than one by one.
         wire = contents.SerializeToString()
         array = np.frombuffer(wire, dtype, offset=len(wire) - len(elements) * dtype.itemsize)
-    return array.reshape(shape)
+    return reshaped(name, array, shape)

@@ -11,7 +11,7 @@ References:
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from artifex.generative_models.inference.serving.tensors import (
 
 Parameters = dict[str, bool | int | float | str]
 
+MAX_NAMED = 1024  # tensors or parameters in one place: each takes time in which nobody else is answered
 _KEPT_HEADER_BYTES = 4096
 
 
@@ -193,6 +194,7 @@ def parameter_values(of: str, parameters: Any) -> Parameters:
     """
     if not isinstance(parameters, dict):
         raise InputError(f"{of}: parameters: expected an object")
+    refuse_many(f"{of}: parameters", parameters)
     for name, value in parameters.items():
         if not isinstance(value, bool | int | float | str):
             raise InputError(f"{of}: parameter {short(name)}: expected a string, a number, true or false")
@@ -203,6 +205,7 @@ def _entries(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
     entries = content.get(name, [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{name}: expected a list of objects")
+    refuse_many(name, entries)
     return entries
 
 
@@ -299,6 +302,12 @@ def refuse_unknown(of: str, entry: Mapping[str, Any], known: Sequence[str]) -> N
     for name in entry:
         if name not in known:
             raise InputError(f"{of}: unknown {short(name)}; it takes {', '.join(known) or 'nothing else'}")
+
+
+def refuse_many(of: str, named: Sized) -> None:
+    """Raises `InputError` for more tensors or parameters than any model takes."""
+    if len(named) > MAX_NAMED:
+        raise InputError(f"{of}: expected at most {MAX_NAMED}, got {len(named)}")
 
 
 def refuse_shared_memory(parameters: Mapping[str, Any]) -> None:

@@ -180,6 +180,7 @@ class _Server:
             f"{_bracketed(self._host)}:{self._grpc_port}",
             authorize=self._app.authorize,
             max_message_bytes=self._app.max_body_bytes,
+            access_log=self._app.access_log,
             credentials=credentials,
         )
         await server.start()

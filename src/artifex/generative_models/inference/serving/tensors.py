@@ -31,6 +31,7 @@ _CODES = {
 }
 _NOUNS = {"b": "true and false", "u": "integers", "i": "integers", "f": "numbers", "O": "strings"}
 _MAX_AXES = 32
+_MAX_STRINGS = 1 << 16  # of BYTES in binary form, which are taken apart one by one
 _COPIED_BYTES = 1 << 16
 
 
@@ -89,7 +90,7 @@ def tensor_from_json(name: str, datatype: Any, shape: tuple[int, ...], data: Any
     array = nested_array(name, data, dtype)
     if array.size != math.prod(shape):
         raise InputError(f"{name}: {array.size} elements do not fill shape {list(shape)}")
-    return _reshaped(name, array, shape)
+    return reshaped(name, array, shape)
 
 
 def nested_array(name: str, data: Any, dtype: np.dtype[Any]) -> np.ndarray:
@@ -160,7 +161,7 @@ def tensor_from_bytes(name: str, datatype: Any, shape: tuple[int, ...], data: me
         raise InputError(f"{name}: {datatype} of shape {list(shape)} takes {size} bytes, got {len(data)}")
     if datatype == "BOOL" and np.any(np.frombuffer(data, np.uint8) > 1):
         raise InputError(f"{name}: a BOOL is a byte of 0 or 1")
-    return _reshaped(name, np.frombuffer(data, dtype), shape)
+    return reshaped(name, np.frombuffer(data, dtype), shape)
 
 
 def tensor_to_bytes(array: np.ndarray) -> bytes | memoryview:
@@ -188,9 +189,12 @@ def _flat(name: str, data: Any) -> tuple[list[Any], list[int]]:
 
 
 def _unpack_bytes(name: str, shape: tuple[int, ...], data: memoryview) -> np.ndarray:
-    elements = []
+    count = math.prod(shape)
+    if count > _MAX_STRINGS:
+        raise InputError(f"{name}: expected at most {_MAX_STRINGS} elements of BYTES, got {count}")
+    elements: list[bytes] = []
     start = 0
-    while start < len(data):
+    while start < len(data) and len(elements) < count:
         if start + 4 > len(data):
             raise InputError(f"{name}: {len(data) - start} bytes are left where a length of 4 should be")
         (length,) = struct.unpack_from("<I", data, start)
@@ -199,17 +203,24 @@ def _unpack_bytes(name: str, shape: tuple[int, ...], data: memoryview) -> np.nda
             raise InputError(f"{name}: an element of {length} bytes where {len(data) - start} are left")
         elements.append(bytes(data[start : start + length]))
         start += length
-    if len(elements) != math.prod(shape):
+    if len(elements) < count:
         raise InputError(f"{name}: {len(elements)} elements do not fill shape {list(shape)}")
-    array = np.empty(len(elements), object)
+    if start < len(data):
+        raise InputError(f"{name}: {len(data) - start} bytes are left after the last element")
+    array = np.empty(count, object)
     array[:] = elements
-    return _reshaped(name, array, shape)
+    return reshaped(name, array, shape)
 
 
-def _reshaped(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def reshaped(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor in the shape that a request gives it; the number of elements fits.
+
+    Raises:
+        InputError: There are none, of a shape that NumPy cannot have.
+    """
     try:
         return array.reshape(shape)
-    except ValueError as error:  # no elements, but sizes whose product is too large for NumPy
+    except ValueError as error:
         raise InputError(f"{name}: shape {list(shape)} is too large") from error
 
 
