@@ -12,22 +12,34 @@ from artifex.generative_models.core.errors import InputError
 
 def test_devices() -> None:
     assert DeviceManager().devices == jax.devices()
-    assert len(DeviceManager().devices) == 2
+    assert len(DeviceManager().devices) == 8
     assert DeviceManager().default_device == jax.devices()[0]
     with jax.default_device(jax.devices()[1]):
         assert DeviceManager().default_device == jax.devices()[1]
 
 
-@pytest.mark.parametrize(("num_devices", "size"), [(None, 2), (1, 1), (2, 2)])
+@pytest.mark.parametrize(("num_devices", "size"), [(None, 8), (1, 1), (2, 2)])
 def test_mesh(num_devices: int | None, size: int) -> None:
     mesh = DeviceManager().mesh(num_devices)
     assert dict(mesh.shape) == {"data": size}
     assert list(mesh.devices) == jax.devices()[:size]
 
 
-@pytest.mark.parametrize("num_devices", [-1, 0, 3])
+def test_a_mesh_with_copies_of_the_weights_that_are_cut() -> None:
+    mesh = DeviceManager().mesh(6, model_devices=2)
+    assert dict(mesh.shape) == {"data": 3, "model": 2}
+    assert list(mesh.devices.flat) == jax.devices()[:6]
+
+
+@pytest.mark.parametrize(("num_devices", "model_devices"), [(None, 3), (6, 4), (2, 0), (2, -1), (2, 4)])
+def test_copies_that_do_not_divide_the_devices(num_devices: int | None, model_devices: int) -> None:
+    with pytest.raises(InputError, match=rf"model_devices: expected a divisor of .*; got {model_devices}"):
+        DeviceManager().mesh(num_devices, model_devices=model_devices)
+
+
+@pytest.mark.parametrize("num_devices", [-1, 0, 9])
 def test_mesh_of_devices_that_are_not_there(num_devices: int) -> None:
-    with pytest.raises(InputError, match=rf"num_devices: expected 1 to 2, .*; got {num_devices}"):
+    with pytest.raises(InputError, match=rf"num_devices: expected 1 to 8, .*; got {num_devices}"):
         DeviceManager().mesh(num_devices)
 
 

@@ -1,5 +1,6 @@
 """The laws that every endpoint of every model obeys; a new endpoint costs a line in `CASES`."""
 
+import functools
 import itertools
 
 import jax
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shared import TOLERANCE
 
+from artifex.generative_models.core import DeviceManager
 from artifex.generative_models.inference import Batcher, Executor
 from artifex.generative_models.models.vae import VAE
 
@@ -129,13 +131,43 @@ def test_map_equals_one_call(case, keys):
     assert_close(joined, {name: np.asarray(value) for name, value in whole.items()})
 
 
-@every_endpoint
-def test_a_mesh_gives_what_one_device_gives(case, keys):
+# Devices to each copy of the weights, of eight; how they are cut; batch sizes, and what becomes of them.
+LAYOUTS = {
+    "8 copies": (1, None, (1, 8, 9), (8, 16)),
+    "4 copies, cut along named axes": (2, {"features": "model"}, (15,), (16,)),
+    "1 copy, cut along any axis": (8, "model", (11,), (11,)),
+}
+SPREAD_CASES = [
+    (case, layout) for case in CASES for layout in LAYOUTS if layout == "8 copies" or case[0] == "odd-vae"
+]
+
+
+@pytest.fixture(scope="module")
+def spread():
+    """Makes each executor's like on a mesh of eight devices, once for each layout."""
+
+    @functools.cache
+    def make(executor, layout):
+        model_devices, shard, batch_sizes, rounded_up = LAYOUTS[layout]
+        mesh = DeviceManager().mesh(model_devices=model_devices)
+        model = executor_model(executor)
+        on_mesh = Executor(model, mesh=mesh, shard=shard, batch_sizes=batch_sizes)
+        assert on_mesh.batch_sizes == rounded_up
+        return on_mesh
+
+    return make
+
+
+@pytest.mark.parametrize(("case", "layout"), SPREAD_CASES, indirect=["case"])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(num_rows=st.integers(1, ROWS))
+def test_a_mesh_gives_what_one_device_gives(case, layout, spread, keys, num_rows):
     executor, endpoint, inputs = case
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharded = Executor(executor_model(executor), mesh=mesh, batch_sizes=BATCH_SIZES)
-    assert sharded.batch_sizes == (2, 4, 8, 16)
-    assert_close(run(sharded, endpoint, inputs, keys), run(executor, endpoint, inputs, keys))
+    rows = slice(num_rows)
+    assert_close(
+        run(spread(executor, layout), endpoint, inputs, keys, rows),
+        run(executor, endpoint, inputs, keys, rows),
+    )
 
 
 @every_endpoint

@@ -31,6 +31,8 @@ from artifex.generative_models.core.errors import (
     CheckpointNotFoundError,
     InputError,
 )
+from artifex.generative_models.core.processes import whole
+from artifex.generative_models.core.sharding import AxisNames, WeightLayout
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -115,7 +117,7 @@ def load_checkpoint(
     step: int | None = None,
     *,
     dtype: DTypeLike | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.Sharding | WeightLayout | None = None,
 ) -> tuple[M, int | None]:
     """Restores a model, straight to where its weights will live.
 
@@ -126,8 +128,8 @@ def load_checkpoint(
         step: Training step; `None` takes the latest.
         dtype: Casts floating-point weights to this dtype on purpose. Without it a difference between
             the dtypes of checkpoint and template is an error.
-        sharding: Where the weights go; `None` is the default device. Any number of devices will do,
-            whatever number saved them.
+        sharding: Where the weights go, all or each; `None` is the default device. Any number of devices
+            will do, whatever number saved them; of several processes each reads its own part.
 
     Returns:
         The restored model and its step; `None` for a plain directory, which has no steps.
@@ -146,7 +148,11 @@ def load_checkpoint(
     _check_structure(wanted, saved, source, item_dir, cast=dtype is not None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(DeviceManager().default_device)
-    arrays = _restore(item_dir, {path: saved[path] for path in source.values()}, sharding)
+    shardings = {
+        source[path]: _sharding_of(sharding, path, saved[source[path]], names)
+        for path, names in _axis_names(abstract).items()
+    }
+    arrays = _restore(item_dir, {path: saved[path] for path in source.values()}, shardings)
     restored = {path: arrays[source[path]] for path in wanted}
     if step is not None:
         _check_checksums(Path(manager.directory) / str(step), restored)
@@ -235,19 +241,28 @@ def _check_structure(
         )
 
 
+def _sharding_of(
+    sharding: jax.sharding.Sharding | WeightLayout, path: _Path, leaf: Any, names: AxisNames
+) -> jax.sharding.Sharding:
+    """Where one weight goes."""
+    if isinstance(sharding, WeightLayout):
+        return sharding.sharding(leaf.shape, names)
+    try:
+        sharding.shard_shape(tuple(leaf.shape))
+    except ValueError as error:
+        raise InputError(f"sharding: does not divide {_join(path)}: {error}") from error
+    return sharding
+
+
 def _restore(
-    item_dir: Path, saved: Mapping[_Path, Any], sharding: jax.sharding.Sharding
+    item_dir: Path, saved: Mapping[_Path, Any], shardings: Mapping[_Path, jax.sharding.Sharding]
 ) -> dict[_Path, jax.Array]:
     target: dict[str, Any] = {}
     for path, leaf in saved.items():
         node = target
         for name in path[:-1]:
             node = node.setdefault(name, {})
-        try:
-            sharding.shard_shape(tuple(leaf.shape))
-        except ValueError as error:
-            raise InputError(f"sharding: does not divide {_join(path)}: {error}") from error
-        node[path[-1]] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        node[path[-1]] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
     arguments = ocp.args.PyTreeRestore(
         item=target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -286,6 +301,12 @@ def _variables(state: nnx.State) -> dict[_Path, Any]:
     return {_names(path): variable.get_raw_value() for path, variable in nnx.to_flat_state(state)}
 
 
+def _axis_names(state: nnx.State) -> dict[_Path, AxisNames]:
+    """The names that layers give the axes of each weight, if any."""
+    variables = nnx.to_flat_state(state)
+    return {_names(path): variable.get_metadata().get("out_sharding") or () for path, variable in variables}
+
+
 def _names(path: tuple[Any, ...]) -> _Path:
     return tuple(str(part) for part in path)
 
@@ -295,7 +316,7 @@ def _key_name(key: Any) -> str:
 
 
 def _crc32(array: jax.Array) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return zlib.crc32(np.ascontiguousarray(whole(array)).reshape(-1).view(np.uint8).data)
 
 
 def _cast(array: jax.Array, dtype: DTypeLike) -> jax.Array:

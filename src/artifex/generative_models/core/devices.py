@@ -37,20 +37,28 @@ class DeviceManager:
         """Where arrays go that nobody places."""
         return next(iter(jax.device_put(np.zeros(())).devices()))
 
-    def mesh(self, num_devices: int | None = None) -> Mesh:
-        """A mesh with one axis, `data`, over which an executor lays rows.
+    def mesh(self, num_devices: int | None = None, *, model_devices: int = 1) -> Mesh:
+        """A mesh with an axis `data`, over which an executor lays rows, and where asked for one `model`.
 
         Args:
-            num_devices: The first so many devices; None is all.
+            num_devices: The first so many devices; None is all, of all processes.
+            model_devices: Over how many devices each copy of the weights is to be cut: size of the axis
+                `model`, which is left out for 1.
 
         Raises:
-            InputError: There are not so many.
+            InputError: There are not so many, or the copies do not divide them.
         """
         devices = self.devices
         count = len(devices) if num_devices is None else num_devices
         if not 1 <= count <= len(devices):
             raise InputError(f"num_devices: expected 1 to {len(devices)}, the devices there are; got {count}")
-        return Mesh(np.asarray(devices[:count]), ("data",))
+        if model_devices == 1:
+            return Mesh(np.asarray(devices[:count]), ("data",))
+        if model_devices < 1 or count % model_devices:
+            raise InputError(
+                f"model_devices: expected a divisor of {count}, the devices; got {model_devices}"
+            )
+        return Mesh(np.asarray(devices[:count]).reshape(-1, model_devices), ("data", "model"))
 
     def memory(self) -> list[DeviceMemory]:
         """Memory figures of each local device."""

@@ -15,6 +15,7 @@
     ├── Overloaded                          the queue is full: try again later
     ├── DeadlineExceededError (TimeoutError)
     │                                       a request's timeout passed before it was under way
+    ├── LostProcessError                    another process of the job has gone
     ├── ClosedError (RuntimeError)          what was asked for, or of, is closed
     └── OutOfDeviceMemoryError              not even the smallest batch fits the device
 
@@ -76,6 +77,10 @@ class Overloaded(ArtifexError):  # noqa: N818
 
 class DeadlineExceededError(ArtifexError, TimeoutError):
     """A request's timeout passed before it was under way."""
+
+
+class LostProcessError(ArtifexError):
+    """Another process of the job has gone."""
 
 
 class ClosedError(ArtifexError, RuntimeError):

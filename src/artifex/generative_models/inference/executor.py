@@ -26,14 +26,14 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh
 
-from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import (
     Endpoint,
     Model,
@@ -43,8 +43,10 @@ from artifex.generative_models.core.endpoint import (
     sample_keys_data,
 )
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
+from artifex.generative_models.core.sharding import AxisNames, Shard
 from artifex.generative_models.inference.cache import without_compilation_cache
 from artifex.generative_models.inference.cost import Cost, cost_of
+from artifex.generative_models.inference.placement import Lockstep, Placement
 from artifex.generative_models.inference.rows import (
     MAX_ROWS,
     OWN_KEY,
@@ -81,7 +83,12 @@ class Executor:
             Weights that are replaced in place are seen by the next call.
         endpoints: The endpoints by name; None asks the model.
         mesh: Devices with a `data` axis over which rows are laid; None is the default device. Batch
-            sizes round up to a multiple of the axis; no row is dropped.
+            sizes round up to a multiple of the axis; no row is dropped. Where it has devices of several
+            processes (`jax.distributed`), each calls with its own rows and gets theirs; batch sizes are those
+            of one process, and rows are numbered through the processes, of a stream chunk by chunk.
+        shard: None replicates the weights over the mesh. The name of an axis, such as "model", cuts each
+            over it, and rules such as {"features": "model"} along the axes that layers name: for models that
+            one device does not hold. `WeightLayout` says how.
         batch_sizes: The row counts to compile for. Larger jobs are cut, smaller ones padded. None is the
             powers of two up to an endpoint's tuned batch size, or up to 64 where it was not tuned.
         dtype: Casts floating-point weights and inputs for the computation; outputs come back as float32.
@@ -90,7 +97,8 @@ class Executor:
         snapshot: What an earlier process found out about the same model; what this one does goes there too.
 
     Raises:
-        InputError: No batch size, one below 1, or a mesh without a `data` axis.
+        InputError: No batch size, one below 1, a mesh without a `data` axis or with unequal processes, or
+            weights that cannot be cut so.
     """
 
     def __init__(
@@ -99,6 +107,7 @@ class Executor:
         endpoints: Mapping[str, Endpoint] | None = None,
         *,
         mesh: Mesh | None = None,
+        shard: Shard | None = None,
         batch_sizes: Sequence[int] | None = None,
         dtype: DTypeLike | None = None,
         tuned: bool | Mapping[str, Tuned] = True,
@@ -110,20 +119,16 @@ class Executor:
             endpoints = model.endpoints()
         if batch_sizes is not None and (not batch_sizes or min(batch_sizes) < 1):
             raise InputError(f"batch_sizes: expected positive row counts, got {tuple(batch_sizes)}")
-        if mesh is not None and "data" not in mesh.axis_names:
-            raise InputError(f"mesh: expected an axis named 'data', got {mesh.axis_names}")
         self.endpoints: Mapping[str, Endpoint] = dict(endpoints)
         self.mesh = mesh
-        self._weight_sharding, self._row_sharding = _shardings(mesh)
-        devices: Any = self._row_sharding.device_set
-        platforms = [device.platform for device in devices]
+        self._place = Placement(mesh, shard)
+        platforms = [device.platform for device in self._place.devices]
         self._on_cpu = "cpu" in platforms
         self._threaded = platforms == ["cpu"]
         self._one_place = jax.default_backend() == "cpu" and len(jax.devices()) == 1
         if self._on_cpu:
             _keep_freed_memory()
-        self._num_shards = 1 if mesh is None else mesh.shape["data"]
-        self._weights = _Weights(model, self._weight_sharding, dtype)
+        self._weights = _Weights(model, self._place, dtype)
         self._dtype = dtype
         self.tuned: dict[str, Tuned] = self._load_tuned() if tuned is True else dict(tuned or {})
         self._batch_sizes = {name: self._sizes_of(name, batch_sizes) for name in self.endpoints}
@@ -167,6 +172,8 @@ class Executor:
             OutOfDeviceMemoryError: Not even the smallest batch size fits the device.
         """
         program = self._program(endpoint, options)
+        if self._place.spans_processes:
+            return self._call_in_step(program, inputs, num_rows, key=key, keys=keys)
         job = self._job(program, inputs, num_rows, key=key, keys=keys)
         weights = self._weights.placed(program.weights)
         if job.num_rows in program.batch_sizes:
@@ -185,7 +192,7 @@ class Executor:
         chunks: Iterable[Inputs | int],
         *,
         key: Key[Array, ""] | None = None,
-        first_row: int = 0,
+        first_row: int | None = None,
         **options: Hashable,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Runs an endpoint over a stream of chunks in constant memory.
@@ -196,7 +203,8 @@ class Executor:
             endpoint: Name of the endpoint.
             chunks: Inputs as for a call, of any number of rows each, or just a number of rows.
             key: The job's key. Rows are numbered through all chunks.
-            first_row: Number of the first row: where a job that was stopped goes on.
+            first_row: Number of the first row: where a job that was stopped goes on; on a mesh of several
+                processes, where this one's rows begin.
             **options: Static options of the endpoint.
 
         Yields:
@@ -207,17 +215,19 @@ class Executor:
         """
         program = self._program(endpoint, options)
 
-        def pieces() -> Iterator[Piece]:
-            row = first_row
+        def jobs() -> Iterator[Job]:
+            row = first_row or 0
             for chunk in chunks:
                 inputs, num_rows = (None, chunk) if isinstance(chunk, int) else (chunk, None)
                 job = self._job(program, inputs, num_rows, key=key, first_row=row)
                 row += job.num_rows
-                yield from self._pieces(job, program.allocate(job.num_rows))
+                yield job
 
-        for piece in self._flow(self._weights.placed(program.weights), pieces()):
-            if piece.stop == piece.job.num_rows:
-                yield piece.outputs
+        if self._place.spans_processes:
+            yield from self._map_in_step(program, jobs(), key, numbered=first_row is not None)
+            return
+        pieces = (piece for job in jobs() for piece in self._pieces(job, program.allocate(job.num_rows)))
+        yield from self._outputs(self._flow(self._weights.placed(program.weights), pieces))
 
     def check(
         self,
@@ -249,6 +259,10 @@ class Executor:
         Raises:
             InputError, InputTypeError: As for a call.
         """
+        if self._place.spans_processes:
+            raise InputError(
+                "a mesh of several processes runs whole jobs, which each of them calls for; queues are of one"
+            )
         program = self._program(endpoint, options)
         job = self._job(program, inputs, num_rows, key=key, keys=keys, seed=seed, first_row=first_row)
         for name, spec in program.endpoint.inputs.items():
@@ -384,14 +398,35 @@ class Executor:
             self.endpoints[endpoint],
             self._weights.placed(self._weights.all),
             dtype=self._dtype,
-            devices=sorted(self._row_sharding.device_set, key=lambda device: device.id),
+            devices=self._place.devices,
             cores=_cores(),
         )
 
     def place(self, rows: np.ndarray) -> Array:
         """Hands host rows [rows, ...] to the device; over a mesh where they divide, else to each device."""
-        divides = self.mesh is None or len(rows) % self.mesh.shape["data"] == 0
-        return jax.device_put(rows, self._row_sharding if divides else self._weight_sharding)
+        return self._place.put_result(rows)
+
+    def rows_of_all(self, endpoint: str) -> int:
+        """Rows of a whole batch of an endpoint, those of all processes of the mesh together."""
+        return self.batch_sizes_of(endpoint)[-1] * self._place.num_parts
+
+    def local_rows(self, endpoint: str, num_rows: int) -> range:
+        """Which rows of a job this process is to feed, where the mesh has devices of several.
+
+        Each gets whole batches, as equally many as can be, and the last one what is left. So every row runs
+        in the batch size that it runs in where one process does the whole job, and comes out bit for bit the
+        same. Elsewhere they are all rows.
+
+        Args:
+            endpoint: Name of the endpoint.
+            num_rows: Rows of the whole job.
+        """
+        size = self.batch_sizes_of(endpoint)[-1]
+        part, num_parts = self._place.part, self._place.num_parts
+        full = num_rows // size
+        share = -(-full // num_parts)
+        start = size * min(part * share, full)
+        return range(start, num_rows if part == num_parts - 1 else size * min((part + 1) * share, full))
 
     @property
     def compile_count(self) -> int:
@@ -417,7 +452,7 @@ class Executor:
         Raises:
             InputError: It differs.
         """
-        weights = _Weights(model, self._weight_sharding, self._dtype)
+        weights = _Weights(model, self._place, self._dtype)
         if weights.signature() != self._weights.signature():
             raise InputError(
                 "swap: the new model differs in structure, shapes or dtypes; make a new Executor"
@@ -444,7 +479,8 @@ class Executor:
 
     def _how(self) -> tuple[Any, ...]:
         """What executables depend on besides the weights and endpoints."""
-        return self._dtype, self._row_sharding, self._batch_sizes, self.tuned
+        layout = self._place.layout and self._place.layout.identity
+        return self._dtype, self._place.rows, layout, self._batch_sizes, self.tuned
 
     def _load_tuned(self) -> dict[str, Tuned]:
         found = {name: load_tuned(self.tuning_name(name)) for name in self.endpoints}
@@ -455,7 +491,8 @@ class Executor:
         if batch_sizes is None:
             tuned = self.tuned.get(name)
             batch_sizes = BATCH_SIZES if tuned is None else powers_up_to(tuned.batch_size)
-        return tuple(sorted({-(-size // self._num_shards) * self._num_shards for size in batch_sizes}))
+        num_shards = self._place.num_shards
+        return tuple(sorted({-(-size // num_shards) * num_shards for size in batch_sizes}))
 
     def _in_flight(self, name: str) -> int:
         tuned = self.tuned.get(name)
@@ -496,6 +533,7 @@ class Executor:
                     endpoint,
                     dict(options),
                     self._weights,
+                    self._place,
                     self._dtype,
                     batch_sizes=self._batch_sizes[name],
                     settings=self.tuned[name].settings if name in self.tuned else {},
@@ -572,11 +610,12 @@ class Executor:
 
     def _as_pieces_need(self, program: Program, array: jax.Array, spec: TensorSpec) -> jax.Array | np.ndarray:
         """Leaves an array on the device if it is a whole batch; others are cut on the host."""
-        if array.shape[0] not in program.batch_sizes or array.dtype != spec.dtype:
+        as_it_is = array.shape[0] in program.batch_sizes and array.dtype == spec.dtype
+        if not as_it_is or self._place.spans_processes:
             return np.asarray(array)
-        if self._one_place or array.sharding == self._row_sharding:
+        if self._one_place or array.sharding == self._place.rows:
             return array
-        return jax.device_put(array, self._row_sharding)
+        return jax.device_put(array, self._place.rows)
 
     def _pieces(
         self, job: Job, outputs: dict[str, np.ndarray], start: int = 0, stop: int = 0
@@ -587,6 +626,58 @@ class Executor:
             end = min(start + sizes[-1], stop)
             yield Piece(job, start, end, _holding(sizes, end - start), outputs)
             start = end
+
+    def _call_in_step(
+        self, program: Program, inputs: Inputs | None, num_rows: int | None, *, key: Any, keys: Any
+    ) -> dict[str, Array]:
+        """A call on a mesh of several processes, of which this one may have no rows: a job of one chunk."""
+        arrays = [value for value in (inputs or {}).values() if np.ndim(value)]
+        chunks = 0 if num_rows == 0 or any(len(array) == 0 for array in arrays) else 1
+        jobs = (self._job(program, inputs, num_rows, key=key, keys=keys) for _ in range(chunks))
+        results = list(self._map_in_step(program, jobs, key if keys is None else keys, numbered=False))
+        outputs = results[0] if results else program.allocate(0)
+        return {name: self.place(value) for name, value in outputs.items()}
+
+    def _map_in_step(
+        self, program: Program, jobs: Iterator[Job], key: Any, *, numbered: bool
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Runs jobs while the other processes of the mesh run theirs, batch by batch.
+
+        Args:
+            program: What to run.
+            jobs: This process's.
+            key: Any key of the job, for batches in which this process has no rows.
+            numbered: Whether rows have their numbers; else they are numbered through the processes.
+        """
+        together = Lockstep(self._place, repr((program.name, program.options, program.batch_sizes)))
+
+        def pieces() -> Iterator[Piece]:
+            if program.needs_keys and key is None:
+                raise InputError(f"{program.name} draws random numbers: pass key=")
+            first_row = 0
+            while True:
+                job = next(jobs, None)
+                counts = together.counts(None if job is None else job.num_rows)
+                if counts is None:
+                    return
+                if job is None:
+                    job = program.empty_job(key)
+                elif not numbered:
+                    job.first_row = first_row + sum(counts[: self._place.part])
+                first_row += sum(counts)
+                own = deque(self._pieces(job, program.allocate(job.num_rows)))
+                for size in _common_batches(counts, program.batch_sizes):
+                    if own and own[0].size == size:
+                        yield own.popleft()
+                    else:  # a batch of others
+                        yield Piece(job, 0, 0, size, {})
+
+        with together.failing_together():
+            yield from self._outputs(self._flow(self._weights.placed(program.weights), pieces()))
+
+    def _outputs(self, pieces: Iterable[Piece]) -> Iterator[dict[str, np.ndarray]]:
+        """The outputs of each job whose last piece has run."""
+        return (piece.outputs for piece in pieces if 0 < piece.stop == piece.job.num_rows)
 
     def _flow(self, weights: Sequence[Array], pieces: Iterable[Piece]) -> Iterator[Piece]:
         """Runs pieces, several at once, and yields them in order when their outputs are on the host."""
@@ -633,9 +724,15 @@ class Executor:
     ) -> dict[str, Array]:
         program = job.program
         executable = program.executables.get(size) or self._executable(program, size)
-        results = executable(*weights, *job.arguments(start, stop, size))
+        arguments = job.arguments(start, stop, size)
+        if self._place.spans_processes:
+            arguments = [self._place.put_rows(argument) for argument in arguments]
+        with _in_order if self._place.cuts_weights else nullcontext():
+            results = executable(*weights, *arguments)
         if not job.is_finite:
             job.check_finite(start, stop)  # while the device computes; a bad row spoils no other
+        if self._place.spans_processes:
+            return {name: self._place.take_rows(result) for name, result in results.items()}
         return results
 
     def _halve(self, program: Program, size: int, error: jax.errors.JaxRuntimeError) -> None:
@@ -643,6 +740,10 @@ class Executor:
         if not is_out_of_memory(error):
             raise error
         smaller = [s for s in program.batch_sizes if s < size]
+        if self._place.spans_processes:
+            raise OutOfDeviceMemoryError(
+                f"{program.name}: out of device memory at {size} rows; give all processes a smaller batch"
+            ) from error
         if not smaller:
             raise OutOfDeviceMemoryError(
                 f"{program.name}: out of device memory at {size} rows, the smallest batch size"
@@ -661,9 +762,7 @@ class Executor:
             return pending.result()
         try:
             loaded = program.load(size)
-            executable = loaded or program.compile(
-                size, self._weights, self._weight_sharding, self._row_sharding
-            )
+            executable = loaded or program.compile(size, self._weights)
         except BaseException as error:
             with self._lock:
                 del program.pending[size]
@@ -679,24 +778,31 @@ class Executor:
 class _Weights:
     """A model's weights on the device, in flattened order, and how to put the model together again."""
 
-    def __init__(self, model: Any, sharding: jax.sharding.Sharding, dtype: DTypeLike | None):
-        self._sharding = sharding
+    def __init__(self, model: Any, place: Placement, dtype: DTypeLike | None):
+        self._place = place
         self._dtype = dtype
+        names: list[AxisNames]
         if _is_nnx(model):
             from flax import nnx
 
             graphdef, state = nnx.split(model)
             leaves, treedef = jax.tree.flatten(state)
-            readers = [variable.get_raw_value for _, variable in nnx.to_flat_state(state)]
+            variables = [variable for _, variable in nnx.to_flat_state(state)]
+            names = [variable.get_metadata().get("out_sharding") or () for variable in variables]
+            readers = [variable.get_raw_value for variable in variables]
             self._structure: Hashable = graphdef
             self._read = lambda which: [readers[i]() for i in which]
             self.rebuild = lambda leaves: nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
         else:
             leaves, treedef = jax.tree.flatten(model)
+            names = [()] * len(leaves)
             self._structure = treedef
             self._read = lambda which: list(map(jax.tree.leaves(model).__getitem__, which))
             self.rebuild = lambda leaves: jax.tree.unflatten(treedef, leaves)
         self.all = range(len(leaves))
+        self._shardings = [
+            place.weight_sharding(np.shape(leaf), axes) for leaf, axes in zip(leaves, names, strict=True)
+        ]
         self._cells: list[tuple[Any, Any]] = [(None, None)] * len(leaves)  # (the user's array, ours)
 
     def placed(self, which: Sequence[int]) -> list[Array]:
@@ -705,16 +811,16 @@ class _Weights:
         current = self._read(which)
         for i, leaf in zip(which, current, strict=True):
             if cells[i][0] is not leaf:
-                cells[i] = leaf, self._place(leaf)
+                cells[i] = leaf, self._placed(leaf, self._shardings[i])
         return [cells[i][1] for i in which]
 
     def signature(self) -> Hashable:
         return self._structure, tuple((leaf.shape, leaf.dtype) for leaf in self.placed(self.all))
 
-    def _place(self, leaf: Any) -> Array:
+    def _placed(self, leaf: Any, sharding: jax.sharding.Sharding) -> Array:
         if self._dtype is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             leaf = jnp.asarray(leaf, self._dtype)
-        return jax.device_put(leaf, self._sharding)
+        return self._place.put_weight(leaf, sharding)
 
 
 class Program:
@@ -726,6 +832,7 @@ class Program:
         endpoint: Endpoint,
         options: Mapping[str, Hashable],
         weights: _Weights,
+        place: Placement,
         dtype: DTypeLike | None,
         *,
         batch_sizes: tuple[int, ...],
@@ -737,6 +844,7 @@ class Program:
         self.endpoint = endpoint
         self.options = {**endpoint.options, **options}
         self.dtype = dtype
+        self._place = place
         self.batch_sizes = batch_sizes  # fewer when the device runs out of memory
         self.settings = settings
         self.on_cpu = on_cpu
@@ -756,10 +864,10 @@ class Program:
         self.weights, self.needs_keys = trace.weights, trace.needs_keys
         self.outputs, self.strided = trace.outputs, trace.strided
 
-    def _function(self, weights: _Weights, size: int) -> Callable[..., dict[str, Any]]:
+    def _function(self, weights: _Weights, size: int, num_parts: int = 1) -> Callable[..., dict[str, Any]]:
         """The endpoint as a function of flat arguments: weights, keys where it reads them, inputs."""
-        unread = {i: leaf for i, leaf in enumerate(weights.placed(weights.all)) if i not in self.weights}
-        num_parts = self.setting(size).micro_batches
+        placed = enumerate(weights.placed(weights.all))
+        unread = {i: _stand_in(leaf) for i, leaf in placed if i not in self.weights}
 
         def run(*arguments: Any) -> dict[str, Any]:
             given = iter(arguments)
@@ -812,18 +920,14 @@ class Program:
             strided=_has_strided_convolution(closed.jaxpr),
         )
 
-    def compile(
-        self,
-        size: int,
-        weights: _Weights,
-        weight_sharding: jax.sharding.Sharding,
-        row_sharding: jax.sharding.Sharding,
-    ) -> jax.stages.Compiled:
-        """Compiles a batch size."""
+    def compile(self, size: int, weights: _Weights) -> jax.stages.Compiled:
+        """Compiles a batch size: so many rows from each part of the mesh that processes feed."""
         placed = weights.placed(self.weights)
-        rows = self._row_avals(size)
-        shardings = (*[weight_sharding] * len(placed), *[row_sharding] * len(rows))
-        jitted = jax.jit(self._function(weights, size), in_shardings=shardings, out_shardings=row_sharding)
+        num_rows = size * self._place.num_parts
+        rows = self._row_avals(num_rows)
+        shardings = (*[leaf.sharding for leaf in placed], *[self._place.rows] * len(rows))
+        function = self._function(weights, num_rows, self.setting(size).micro_batches)
+        jitted = jax.jit(function, in_shardings=shardings, out_shardings=self._place.rows)
         options = cpu_options() if self.setting(size).fusion else None
         lowered = jitted.lower(*placed, *rows)
         if self._kept is None:
@@ -844,7 +948,10 @@ class Program:
 
     def setting(self, size: int) -> Setting:
         """How to compile a batch size: as tuned, or by a rule that `benchmarks/kernels.py` supports."""
-        rule = Setting(fusion=self.on_cpu and self.strided and size >= 16)
+        if self._place.cuts_weights:
+            return Setting()  # XLA's fusions do not know the layouts that partitioning gives
+        rows_per_device = size // self._place.num_shards
+        rule = Setting(fusion=self.on_cpu and self.strided and rows_per_device >= 16)
         return self.settings.get(size, rule)
 
     def key_data(self, keys: Any, ndim: int) -> np.ndarray:
@@ -866,6 +973,14 @@ class Program:
         """Bytes of one row's inputs and outputs."""
         specs = (*self.endpoint.inputs.values(), *self.outputs.values())
         return sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
+
+    def empty_job(self, key: Any) -> Job:
+        """A job without rows, to run batches of others with."""
+        inputs = {name: np.empty((0, *spec.shape), spec.dtype) for name, spec in self.endpoint.inputs.items()}
+        data = self.key_data(key, key.ndim)[:0] if self.needs_keys and key.ndim else None
+        if self.needs_keys and data is None:
+            data = self.key_data(key, 0)
+        return Job(self, 0, inputs, data, 0, is_finite=True)
 
     def allocate(self, num_rows: int, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Arrays for the outputs of so many rows, all or those named."""
@@ -910,6 +1025,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, OutOfDeviceMemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
+# Devices that exchange parts of weights or activations must all run the same executions in the same order.
+_in_order = threading.Lock()
+
+
 def _holding(batch_sizes: tuple[int, ...], num_rows: int) -> int:
     """The smallest batch size that holds so many rows."""
     return next(size for size in batch_sizes if size >= num_rows)
@@ -930,12 +1049,17 @@ def _groups(pieces: Iterator[Piece], in_flight: int) -> Iterator[list[Piece]]:
         yield group
 
 
-def _shardings(mesh: Mesh | None) -> tuple[jax.sharding.Sharding, jax.sharding.Sharding]:
-    """Where weights and rows go."""
-    if mesh is None:
-        device = SingleDeviceSharding(DeviceManager().default_device)
-        return device, device
-    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+def _common_batches(counts: Sequence[int], batch_sizes: tuple[int, ...]) -> Iterator[int]:
+    """Batch sizes that processes with so many rows each run together: each row in that of its own process."""
+    largest = batch_sizes[-1]
+    yield from [largest] * (max(counts) // largest)
+    lasts = {_holding(batch_sizes, count % largest) for count in counts if count % largest}
+    yield from sorted(lasts, reverse=True)
+
+
+def _stand_in(leaf: Array) -> Array:
+    """What to trace with in place of a weight that is not read; others' devices cannot be closed over."""
+    return leaf if leaf.is_fully_addressable else jnp.zeros(leaf.shape, leaf.dtype)
 
 
 @functools.cache
@@ -1038,6 +1162,7 @@ def executor_for(
     *,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
+    shard: Shard | None = None,
     dtype: DTypeLike | None = None,
 ) -> Executor:
     """The executor that calls on the same model share, so that none compiles twice.
@@ -1048,6 +1173,7 @@ def executor_for(
         model: A model with endpoints; an executor is returned as it is.
         batch_size: The largest batch; smaller ones are powers of two. None is as for `Executor`.
         mesh: As for `Executor`.
+        shard: As for `Executor`.
         dtype: As for `Executor`.
     """
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
@@ -1055,11 +1181,14 @@ def executor_for(
     if isinstance(model, Executor):
         return model
     batch_sizes = None if batch_size is None else powers_up_to(batch_size)
-    settings = batch_size, mesh, None if dtype is None else jnp.dtype(dtype)
+    rules = tuple(sorted(shard.items())) if isinstance(shard, Mapping) else shard
+    settings = batch_size, mesh, rules, None if dtype is None else jnp.dtype(dtype)
     with _shared_lock:
         executors = _shared.setdefault(model, {})
         if settings not in executors:
-            executors[settings] = Executor(model, mesh=mesh, batch_sizes=batch_sizes, dtype=dtype)
+            executors[settings] = Executor(
+                model, mesh=mesh, shard=shard, batch_sizes=batch_sizes, dtype=dtype
+            )
         return executors[settings]
 
 

@@ -14,6 +14,7 @@ import jax
 
 from artifex.generative_models.core.config import abstract_model, read_json
 from artifex.generative_models.core.errors import ConfigError
+from artifex.generative_models.core.sharding import WeightLayout
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -36,7 +37,7 @@ def load_model_for_inference(
     model_type: str = "vae",
     step: int | None = None,
     dtype: DTypeLike | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.Sharding | WeightLayout | None = None,
 ) -> Any:
     """Restores a trained model from a checkpoint directory.
 
@@ -49,7 +50,7 @@ def load_model_for_inference(
         model_type: Name of an installed family.
         step: Training step; `None` takes the latest.
         dtype: Casts floating-point weights.
-        sharding: Where the weights go; `None` is the default device.
+        sharding: Where the weights go, all or each; `None` is the default device.
 
     Returns:
         A model of the family, for `"vae"` a `VAE`.
@@ -77,7 +78,7 @@ def load_exported_model(
     *,
     step: int | None = None,
     dtype: DTypeLike | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.Sharding | WeightLayout | None = None,
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Restores a model from an export directory.
 
@@ -85,7 +86,7 @@ def load_exported_model(
         export_dir: What `export_model` wrote, or the name of a bundled model.
         step: Training step; `None` takes the one the export names.
         dtype: Casts floating-point weights.
-        sharding: Where the weights go; `None` is the default device.
+        sharding: Where the weights go, all or each; `None` is the default device.
 
     Returns:
         The model, its config and its metadata.

@@ -13,6 +13,7 @@ import numpy as np
 from artifex.generative_models.core.config import read_json
 from artifex.generative_models.core.endpoint import Model, sample_key
 from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.sharding import Shard, WeightLayout
 from artifex.generative_models.inference.batch import encode_chunks, generate_chunks
 from artifex.generative_models.inference.chunks import Rows, collect, num_rows, row_chunks
 from artifex.generative_models.inference.executor import Executor, executor_for, powers_up_to
@@ -42,6 +43,7 @@ class InferencePipeline:
         postprocess_fn: Applied to the model's pictures [batch, H, W, C]; None passes them through.
         batch_size: Rows a batch; None is what `tune` found for an endpoint, or 64.
         mesh: Devices to lay rows over, as for `Executor`.
+        shard: How weights are cut over the mesh, as for `Executor`.
         dtype: Dtype of the computation, as for `Executor`.
         config: The model's config, for reference.
         metadata: The model's metadata, for reference.
@@ -55,12 +57,13 @@ class InferencePipeline:
         *,
         batch_size: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        shard: Shard | None = None,
         dtype: DTypeLike | None = None,
         config: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ):
         self.model = model
-        self.executor = executor_for(model, batch_size=batch_size, mesh=mesh, dtype=dtype)
+        self.executor = executor_for(model, batch_size=batch_size, mesh=mesh, shard=shard, dtype=dtype)
         self.preprocess_fn = preprocess_fn or _identity
         self.postprocess_fn = postprocess_fn or _identity
         self.batch_size = batch_size
@@ -206,6 +209,7 @@ def load_pipeline(
     *,
     batch_size: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    shard: Shard | None = None,
     dtype: DTypeLike | None = None,
 ) -> InferencePipeline:
     """Loads a bundled model or an export directory as a pipeline from uint8 pictures to uint8 pictures.
@@ -213,15 +217,18 @@ def load_pipeline(
     Args:
         name_or_dir: A bundled name, or an export directory.
         batch_size: Rows a batch; None is what `tune` found for an endpoint, or 64.
-        mesh: Devices to lay rows over.
+        mesh: Devices to lay rows over. Weights are restored to where they go on it; of several processes
+            each reads its own.
+        shard: How weights are cut over the mesh, as for `Executor`.
         dtype: Dtype of the computation.
 
     Raises:
         ConfigError: There is no such model, or its config or metadata is unusable.
         CheckpointError: Its checkpoint is missing, damaged, or does not fit the config.
     """
-    model, config, metadata = load_exported_model(name_or_dir)
-    return _on_uint8(model, config, metadata, batch_size=batch_size, mesh=mesh, dtype=dtype)
+    sharding = None if mesh is None else WeightLayout(mesh, shard)
+    model, config, metadata = load_exported_model(name_or_dir, sharding=sharding)
+    return _on_uint8(model, config, metadata, batch_size=batch_size, mesh=mesh, shard=shard, dtype=dtype)
 
 
 def load_cached_pipeline(
@@ -270,6 +277,7 @@ def _on_uint8(
     *,
     batch_size: int | None,
     mesh: jax.sharding.Mesh | None = None,
+    shard: Shard | None = None,
     dtype: DTypeLike | None = None,
 ) -> InferencePipeline:
     image_range = tuple(metadata["image_range"])
@@ -279,6 +287,7 @@ def _on_uint8(
         partial(denormalize_images, image_range=image_range),
         batch_size=batch_size,
         mesh=mesh,
+        shard=shard,
         dtype=dtype,
         config=config,
         metadata=metadata,

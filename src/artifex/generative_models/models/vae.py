@@ -26,9 +26,12 @@ from flax import nnx
 from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import ConfigError
 from artifex.generative_models.core.nn import SubpixelConv, subpixel_convs
+from artifex.generative_models.core.sharding import logical_axes
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key
+
+_CONV_AXES, _BIAS_AXES = logical_axes(None, None, None, "features"), logical_axes("features")
 
 _MAX_SIDE = 2**14
 _MAX_FEATURES = 2**16
@@ -48,10 +51,24 @@ class Encoder(nnx.Module):
     ):
         channels = (input_shape[2], *features)
         self.convs = nnx.List(
-            nnx.Conv(c_in, c_out, (2, 2), strides=2, rngs=rngs) for c_in, c_out in pairwise(channels)
+            nnx.Conv(
+                c_in,
+                c_out,
+                (2, 2),
+                strides=2,
+                kernel_metadata=_CONV_AXES,
+                bias_metadata=_BIAS_AXES,
+                rngs=rngs,
+            )
+            for c_in, c_out in pairwise(channels)
         )
         height, width = _halvings(input_shape, len(features))[-1]
-        self.head = nnx.Linear(height * width * features[-1], 2 * latent_dim, rngs=rngs)
+        self.head = nnx.Linear(
+            height * width * features[-1],
+            2 * latent_dim,
+            kernel_metadata=logical_axes("features", None),
+            rngs=rngs,
+        )
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch latent"]]:
         """Pictures to `mean` and `log_var`."""
@@ -75,7 +92,13 @@ class Decoder(nnx.Module):
         sizes = _halvings(output_shape, len(features))[::-1]
         self.features = features
         self.sizes = tuple(sizes)
-        self.stem = nnx.Linear(latent_dim, sizes[0][0] * sizes[0][1] * features[0], rngs=rngs)
+        self.stem = nnx.Linear(
+            latent_dim,
+            sizes[0][0] * sizes[0][1] * features[0],
+            kernel_metadata=logical_axes(None, "features"),
+            bias_metadata=_BIAS_AXES,
+            rngs=rngs,
+        )
         mixing = max(len(features) - 2, 0)
         self.ups = nnx.List(
             SubpixelConv(c_in, c_out, 2 if level == mixing else 1, rngs=rngs)

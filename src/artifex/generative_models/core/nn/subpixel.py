@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from artifex.generative_models.core.nn.blocks import Span, from_nested, pixelwise, spans, splits
+from artifex.generative_models.core.sharding import logical_axes
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -38,7 +39,14 @@ class SubpixelConv(nnx.Module):
     def __init__(self, in_features: int, out_features: int, kernel_size: int, *, rngs: nnx.Rngs):
         reach = (0, kernel_size - 1)
         kernel = (kernel_size, kernel_size)
-        self.conv = nnx.Conv(in_features, 4 * out_features, kernel, padding=(reach, reach), rngs=rngs)
+        self.conv = nnx.Conv(
+            in_features,
+            4 * out_features,
+            kernel,
+            padding=(reach, reach),
+            kernel_metadata=logical_axes(None, None, "features", None),
+            rngs=rngs,
+        )
 
     @property
     def kernel_size(self) -> int:
