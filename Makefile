@@ -42,5 +42,5 @@ clean:
 	@touch $@
 
 .venv/test .venv/check .venv/docs: .venv/%: .venv/base
-	@.venv/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[plot,serve]" --group $*
+	@.venv/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[plot,serve,ray]" --group $*
 	@touch $@

@@ -195,7 +195,9 @@ class Process:
 
     def __init__(self, *args: object, before: str = "", stdin: int = subprocess.DEVNULL):
         command = [sys.executable, "-c", f"{before}\nfrom artifex.cli import main; main()", "serve"]
-        command += [*map(str, args), *(() if "--port" in args else ("--port", "0")), "--grpc-port", "0"]
+        command += [*map(str, args)]
+        for option in ("--port", "--grpc-port"):
+            command += [] if option in args else [option, "0"]
         self.popen = subprocess.Popen(
             command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -16,7 +16,9 @@ from artifex.generative_models.inference import (
     parallel_batch_inference,
 )
 
-ROWS = 77  # two whole batches of 32 and a ragged one; odd, so an even number of devices cannot share it evenly
+ROWS = (
+    77  # two whole batches of 32 and a ragged one; odd, so an even number of devices cannot share it evenly
+)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def decode(
     """Decode latents to pictures."""
     from artifex.cli.jobs import job_of, open_pipeline, picture_shape, report, run
     from artifex.cli.outputs import open_output
-    from artifex.cli.sources import open_array
+    from artifex.generative_models.inference.sources import open_array
 
     pipeline = open_pipeline(model, batch_size, devices, dtype)
     inputs, _ = pipeline.executor.spec("decode")

@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
-from artifex.cli.options import ArrayOut, AsJson, BatchSize, Devices, Dtype, Images, Model, Resize, Resume
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from artifex.cli.options import (
+    ActorCpus,
+    ActorGpus,
+    ArrayOut,
+    AsJson,
+    BatchSize,
+    Coordinator,
+    Devices,
+    Dtype,
+    Engine,
+    Images,
+    JoinTimeout,
+    Model,
+    NumActors,
+    NumProcesses,
+    ProcessId,
+    RayAddress,
+    Resize,
+    Resume,
+    RunsOn,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def encode(
@@ -14,21 +41,73 @@ def encode(
     devices: Devices = None,
     dtype: Dtype = None,
     resume: Resume = False,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    join_timeout: JoinTimeout = 120.0,
+    engine: RunsOn = Engine.local,
+    ray_address: RayAddress = None,
+    actors: NumActors = None,
+    actor_cpus: ActorCpus = None,
+    actor_gpus: ActorGpus = None,
     as_json: AsJson = False,
 ) -> None:
     """Encode pictures to the means of their posteriors."""
-    from artifex.cli.jobs import job_of, open_pipeline, report, run
-    from artifex.cli.sources import open_pictures
+    from artifex.cli.jobs import compute_dtype, job_of, open_pipeline, report, run
+    from artifex.cli.ray import jobs_on_ray, processes_on_ray, report_on_ray
+
+    processes = processes_on_ray(
+        engine,
+        num=actors,
+        cpus=actor_cpus,
+        gpus=actor_gpus,
+        address=ray_address,
+        devices=devices,
+        coordinator=coordinator,
+    )
+    if processes is not None:
+        facts = jobs_on_ray().encode_dataset(
+            model,
+            images,
+            output,
+            resize=resize,
+            batch_size=batch_size,
+            dtype=compute_dtype(dtype),
+            num_actors=processes.num or 1,
+            num_cpus=processes.cpus,
+            num_gpus=processes.gpus,
+            address=processes.address,
+            resume=resume,
+            progress=sys.stderr.isatty(),
+        )
+        report_on_ray({**facts, "model": model}, "latent", as_json)
+        return
+    import numpy as np
+
+    from artifex.cli.processes import is_first, join, run_together
     from artifex.generative_models.core.errors import InputError
+    from artifex.generative_models.core.processes import together
     from artifex.generative_models.inference.npy import NpyWriter
+    from artifex.generative_models.inference.sources import open_pictures
 
     if not output.lower().endswith(".npy"):
         raise InputError(f"{output}: latents go to a .npy array; give a name that ends so")
+    is_one_of_many = join(coordinator, num_processes, process_id, join_timeout, model=model, output=output)
     pipeline = open_pipeline(model, batch_size, devices, dtype)
     inputs, outputs = pipeline.executor.spec("encode")
-    pictures = open_pictures(images, inputs["x"].shape, resize=resize)
+    pictures = together(lambda: open_pictures(images, inputs["x"].shape, resize=resize))
     latent = outputs["mean"]
     job = job_of("encode", "encode", pipeline, dtype, images=pictures.identity())
-    with NpyWriter(output, (len(pictures), *latent.shape), latent.dtype, job=job, resume=resume) as out:
-        facts = run(pipeline, "encode", pipeline.encode_chunks(pictures.rows(out.rows_done)), out)
+    shape, dtype_out = (len(pictures), *latent.shape), np.dtype(latent.dtype)
+
+    def chunks(rows: range) -> Iterator[NDArray[Any]]:
+        return pipeline.encode_chunks(pictures.rows(rows.start, rows.stop))
+
+    if is_one_of_many:
+        facts = run_together(pipeline, "encode", chunks, output, shape, dtype_out, job=job, resume=resume)
+        if not is_first():
+            return
+    else:
+        with NpyWriter(output, shape, dtype_out, job=job, resume=resume) as out:
+            facts = run(pipeline, "encode", chunks(range(out.rows_done, len(pictures))), out)
     report({**facts, "model": model}, "latent", as_json)

@@ -27,7 +27,7 @@ def interpolate(
 
     from artifex.cli.jobs import job_of, open_pipeline, report, run
     from artifex.cli.outputs import open_output
-    from artifex.cli.sources import open_picture
+    from artifex.generative_models.inference.sources import open_picture
 
     pipeline = open_pipeline(model, steps, devices, dtype)
     inputs, _ = pipeline.executor.spec("encode")

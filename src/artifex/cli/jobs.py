@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -10,13 +9,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 import typer
 
-from artifex import __version__
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.errors import CacheError
 from artifex.generative_models.inference.cache import cache_dir, enable_compilation_cache
+from artifex.generative_models.inference.identity import job_identity
 from artifex.generative_models.inference.loading import load_exported_model
 from artifex.generative_models.inference.pipeline import (
     InferencePipeline,
@@ -26,6 +24,8 @@ from artifex.generative_models.inference.pipeline import (
 from artifex.generative_models.inference.progress import track_rows
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from jax.sharding import Mesh
     from numpy.typing import NDArray
 
@@ -50,8 +50,10 @@ def load_model(model: str) -> Any:
 
 
 def mesh_of(devices: str | None) -> Mesh | None:
-    """The devices of an option."""
-    return None if devices is None else DeviceManager().mesh(None if devices == "all" else int(devices))
+    """The devices of an option; where several processes do one job all of them are the default."""
+    if devices is None and jax.process_count() == 1:
+        return None
+    return DeviceManager().mesh(None if devices in (None, "all") else int(devices))
 
 
 def compute_dtype(dtype: ComputeDtype | None) -> str | None:
@@ -85,19 +87,7 @@ def job_of(
         dtype: Of the computation.
         **facts: What else the rows depend on: the seed, the pictures.
     """
-    mesh = pipeline.executor.mesh
-    return {
-        "command": command,
-        "model": _fingerprint(pipeline),
-        "batch_size": pipeline.rows_per_batch(endpoint),
-        "tuned": repr(pipeline.executor.tuned.get(endpoint)),
-        "devices": 1 if mesh is None else mesh.size,
-        "device_kind": jax.devices()[0].device_kind,
-        "compute_dtype": compute_dtype(dtype),
-        "artifex": __version__,
-        "jax": jax.__version__,
-        **facts,
-    }
+    return {"command": command, **job_identity(pipeline, endpoint, compute_dtype(dtype)), **facts}
 
 
 def run(
@@ -112,7 +102,7 @@ def run(
         The facts of the run; its seconds are those after compiling.
     """
     first_row = output.rows_done
-    compile_seconds = _compile(pipeline, endpoint, output.num_rows - first_row)
+    compile_seconds = compile_batches(pipeline, endpoint, output.num_rows - first_row)
     start = time.perf_counter()
     written = _written(chunks, output)
     if sys.stderr.isatty():
@@ -121,13 +111,20 @@ def run(
         for _ in written:
             pass
     seconds = time.perf_counter() - start
+    return facts_of(output.path, output.num_rows, first_row, compile_seconds, seconds)
+
+
+def facts_of(
+    path: Path, num_rows: int, resumed_at: int, compile_seconds: float, seconds: float
+) -> dict[str, Any]:
+    """What there is to report of a run: its output, its rows, and the seconds that it took."""
     return {
-        "output": str(output.path.absolute()),
-        "rows": output.num_rows,
-        "resumed_at": first_row,
+        "output": str(path.absolute()),
+        "rows": num_rows,
+        "resumed_at": resumed_at,
         "compile_seconds": round(compile_seconds, 4),
         "seconds": round(seconds, 4),
-        "rows_per_second": round((output.num_rows - first_row) / seconds, 1),
+        "rows_per_second": round((num_rows - resumed_at) / seconds, 1),
     }
 
 
@@ -143,7 +140,7 @@ def report(facts: dict[str, Any], noun: str, as_json: bool) -> None:
     typer.echo(f"{rows} in {facts['output']} ({resumed}{speed}, {compiled})")
 
 
-def _compile(pipeline: InferencePipeline, endpoint: str, num_rows: int) -> float:
+def compile_batches(pipeline: InferencePipeline, endpoint: str, num_rows: int) -> float:
     """Compiles for the batches of a job, and says how many seconds that took."""
     size = pipeline.rows_per_batch(endpoint)
     full, last = divmod(num_rows, size)
@@ -157,11 +154,3 @@ def _written(chunks: Iterator[NDArray[Any]], output: Output) -> Iterator[NDArray
     for chunk in chunks:
         output.write(chunk)
         yield chunk
-
-
-def _fingerprint(pipeline: InferencePipeline) -> str:
-    """A digest of the model's config, metadata and weights."""
-    digest = hashlib.sha256(json.dumps([pipeline.config, pipeline.metadata], sort_keys=True).encode())
-    for leaf in pipeline.executor.weights:
-        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()

@@ -17,6 +17,13 @@ class ComputeDtype(StrEnum):
     float16 = "float16"
 
 
+class Engine(StrEnum):
+    """What runs a job: this process, or Ray."""
+
+    local = "local"
+    ray = "ray"
+
+
 def _device_count(value: str | None) -> str | None:
     if value is None or value == "all" or (value.isdecimal() and int(value) > 0):
         return value
@@ -48,3 +55,25 @@ Devices = Annotated[
 ]
 Dtype = Annotated[ComputeDtype | None, typer.Option(help="Dtype to compute in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT|auto",
+        help="Be one of several processes: where process 0 listens; auto where SLURM or Kubernetes says.",
+    ),
+]
+NumProcesses = Annotated[int | None, typer.Option(min=1, help="How many processes there are.")]
+ProcessId = Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")]
+JoinTimeout = Annotated[float, typer.Option(min=1, help="Seconds for all processes to come.")]
+RunsOn = Annotated[Engine, typer.Option("--engine", help="This process, or Ray: many, on many machines.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RAY_ADDRESS", metavar="HOST:PORT", help="Ray cluster to join; else Ray is started here."
+    ),
+]
+NumActors = Annotated[int | None, typer.Option("--actors", min=1, help="Processes on Ray; 1 if left out.")]
+ActorCpus = Annotated[float | None, typer.Option(min=0, help="Cores for each process on Ray; 1 if left out.")]
+ActorGpus = Annotated[
+    float | None, typer.Option(min=0, help="GPUs for each process on Ray, such as 0.5; none if left out.")
+]

@@ -10,8 +10,8 @@ from artifex.cli.options import AsJson, BatchSize, Devices, Dtype, Images, Model
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from artifex.cli.sources import ArrayFile, PictureFiles
     from artifex.generative_models.inference.pipeline import InferencePipeline
+    from artifex.generative_models.inference.sources import ArrayFile, PictureFiles
 
 
 def reconstruct(
@@ -31,7 +31,7 @@ def reconstruct(
     """
     from artifex.cli.jobs import job_of, open_pipeline, picture_shape, report, run
     from artifex.cli.outputs import open_output, suffix_of
-    from artifex.cli.sources import open_pictures
+    from artifex.generative_models.inference.sources import open_pictures
 
     pipeline = open_pipeline(model, batch_size, devices, dtype)
     height, width, channels = picture_shape(pipeline, "reconstruct")

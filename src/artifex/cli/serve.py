@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from artifex.cli.options import BatchSize, Dtype
+from artifex.cli.options import ActorCpus, ActorGpus, BatchSize, Dtype, Engine, RayAddress, RunsOn
 
 _MIB = 1 << 20
 
@@ -55,6 +56,16 @@ def serve(
     ssl_ca_certs: Annotated[
         Path | None, typer.Option(help="Authorities, PEM: clients must have a certificate of theirs.")
     ] = None,
+    engine: RunsOn = Engine.local,
+    ray_address: RayAddress = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Processes on Ray; the fewest, with --max-replicas.")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Most processes on Ray; they come and go with the requests.")
+    ] = None,
+    actor_cpus: ActorCpus = None,
+    actor_gpus: ActorGpus = None,
 ) -> None:
     """Serve models over HTTP and gRPC (the Open Inference Protocol)."""
     try:
@@ -68,15 +79,32 @@ def serve(
             raise
         raise InputError(f"{error.name} is not installed: pip install 'artifex[serve]'") from error
     from artifex.cli.jobs import compute_dtype, use_cache
+    from artifex.cli.ray import processes_on_ray, server_on_ray
     from artifex.generative_models.core.errors import InputError
+    from artifex.generative_models.inference.distributed.cluster import name_everywhere
 
+    processes = processes_on_ray(
+        engine,
+        num=replicas,
+        cpus=actor_cpus,
+        gpus=actor_gpus,
+        address=ray_address,
+        ssl_certfile=ssl_certfile,
+        access_log=access_log,
+    )
+    if processes is None and max_replicas is not None:
+        raise InputError("--max-replicas goes with --engine ray")
     if (ssl_certfile is None) != (ssl_keyfile is None):
         raise InputError("TLS takes both --ssl-certfile and --ssl-keyfile")
     logging.disable(logging.NOTSET)  # events are what this command says
     show_events(as_json=not sys.stderr.isatty() if log_json is None else log_json)
     use_cache()
-    app = create_app(
-        _named(models),
+    named = _named(models)
+    if processes is not None:
+        named = {name: name_everywhere(model) for name, model in named.items()}
+    make_app = functools.partial(
+        create_app,
+        named,
         batch_size=batch_size,
         dtype=compute_dtype(dtype),
         api_key=api_key or None,
@@ -88,11 +116,26 @@ def serve(
         access_log=access_log,
         watch_seconds=1.0 if watch else None,
     )
+    if processes is not None:
+        status = server_on_ray().run_on_ray(
+            make_app,
+            list(named),
+            host=host,
+            port=port,
+            grpc_port=grpc_port if grpc else None,
+            replicas=processes.num or 1,
+            max_replicas=max_replicas,
+            num_cpus=processes.cpus,
+            num_gpus=processes.gpus,
+            grace=grace,
+            address=processes.address,
+        )
+        raise typer.Exit(status)
     tls = None
     if ssl_certfile is not None and ssl_keyfile is not None:
         tls = Tls(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs)
     status = run_server(
-        app, host=host, port=port, grpc_port=grpc_port if grpc else None, grace=grace, tls=tls
+        make_app(), host=host, port=port, grpc_port=grpc_port if grpc else None, grace=grace, tls=tls
     )
     raise typer.Exit(status)
 

@@ -97,7 +97,7 @@ def exchange(numbers: np.ndarray) -> np.ndarray:
 
     try:
         return np.asarray(multihost_utils.process_allgather(numbers))
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # whichever of JAX's paths it goes
         reason = str(error).splitlines()[0]
         raise LostProcessError(f"another process of the job has gone, and may say why: {reason}") from error
 

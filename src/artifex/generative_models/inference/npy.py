@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -16,9 +16,7 @@ import numpy as np
 
 from artifex.generative_models.core.errors import OutputError
 from artifex.generative_models.inference.chunks import drop_pages
-
-if sys.platform != "win32":
-    import fcntl
+from artifex.generative_models.inference.record import Record, open_locked
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -28,12 +26,12 @@ _RECORD_SECONDS = 1.0
 _RECORD_BYTES = 64 << 20
 
 
-class NpyWriter:
-    """Writes rows one chunk after another to a `.npy` file that appears when it is whole.
+class AbstractNpy(ABC):
+    """A `.npy` file that appears when it is whole.
 
     Until then the rows are in `<name>.partial`, whose full size is reserved at the start, and
     `<name>.partial.json` says how many of them are on disk and which job they belong to. A job that
-    was stopped, however it was stopped, resumes at the end of a chunk.
+    was stopped, however it was stopped, resumes where it was.
 
     Use it as a context manager: leaving the block gives the file its name.
 
@@ -61,36 +59,44 @@ class NpyWriter:
         self.path = Path(path)
         self.num_rows = shape[0]
         self.rows_done = 0
+        self._shape, self._dtype = shape, np.dtype(dtype)
         self._partial = self.path.with_name(f"{self.path.name}.partial")
-        self._record_path = self.path.with_name(f"{self.path.name}.partial.json")
-        self._job = json.loads(json.dumps({**job, "shape": shape, "dtype": np.dtype(dtype).name}))
-        header = _header(shape, np.dtype(dtype))
-        num_bytes = len(header) + int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+        facts = {**job, "shape": shape, "dtype": self._dtype.name}
+        self._record = Record(self.path.with_name(f"{self.path.name}.partial.json"), self.path, facts)
+        header = _header(shape, self._dtype)
+        self._offset = len(header)
+        num_bytes = len(header) + int(np.prod(shape, dtype=object)) * self._dtype.itemsize
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = _open_locked(self._partial)
+        self._file = open_locked(self._partial)
         try:
             if resume:
-                self.rows_done = self._rows_on_record(header, num_bytes)
+                self._resume(header, num_bytes)
             if self.rows_done == 0:
                 self._start_over(header, num_bytes)
-            self._rows = np.memmap(self._file, dtype, "r+", offset=len(header), shape=shape)
         except BaseException:
             self._file.close()
             raise
-        self._unrecorded_bytes = 0
-        self._recorded_at = time.monotonic()
+        self._flushed_at = time.monotonic()
 
-    def write(self, rows: NDArray[Any]) -> None:
-        """Appends rows [chunk, ...]."""
-        stop = self.rows_done + len(rows)
-        if stop > self.num_rows:
-            raise OutputError(f"{self.path}: got {stop} rows where {self.num_rows} were announced")
-        self._rows[self.rows_done : stop] = rows
-        self.rows_done = stop
-        self._unrecorded_bytes += rows.nbytes
-        due = time.monotonic() >= self._recorded_at + _RECORD_SECONDS
-        if due or self._unrecorded_bytes >= _RECORD_BYTES:
-            self._flush()
+    @abstractmethod
+    def _take_up(self, done: Any) -> int:
+        """Takes what the record says is done, and gives its number of rows.
+
+        Raises:
+            ValueError, TypeError: It makes no sense.
+        """
+
+    @abstractmethod
+    def _done(self) -> Any:
+        """What is done, as JSON takes it."""
+
+    @abstractmethod
+    def _sync(self) -> None:
+        """Puts the rows that are done on disk."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Lets go of the file."""
 
     def __enter__(self) -> Self:
         return self
@@ -106,8 +112,7 @@ class NpyWriter:
                 kept = f"{self.rows_done:,} of {self.num_rows:,} rows"
                 error.add_note(f"{kept} are kept in {self._partial}, to resume from")
         finally:
-            del self._rows
-            self._file.close()
+            self._close()
 
     def _finish(self) -> None:
         if self.rows_done < self.num_rows:
@@ -115,56 +120,36 @@ class NpyWriter:
         self._flush()
         os.fsync(self._file.fileno())
         self._partial.replace(self.path)
-        self._record_path.unlink()
+        self._record.path.unlink()
 
     def _flush(self) -> None:
         """Puts the rows on disk, and only then on record."""
-        self._rows.flush()
-        drop_pages(self._rows)
-        self._record()
-        self._unrecorded_bytes = 0
-        self._recorded_at = time.monotonic()
+        self._sync()
+        self._record.write(self._done())
+        self._flushed_at = time.monotonic()
 
-    def _record(self) -> None:
-        temporary = self._record_path.with_name(f"{self._record_path.name}.tmp")
-        with temporary.open("w") as file:
-            json.dump({"rows_done": self.rows_done, "job": self._job}, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._record_path)
+    def _is_flush_due(self) -> bool:
+        return time.monotonic() >= self._flushed_at + _RECORD_SECONDS
 
-    def _rows_on_record(self, header: bytes, num_bytes: int) -> int:
-        """How many rows of this very job are on disk."""
-        if os.fstat(self._file.fileno()).st_size == 0 or not self._record_path.is_file():
-            return 0
-        try:
-            record = json.loads(self._record_path.read_bytes())
-            job, rows_done = dict(record["job"]), int(record["rows_done"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._cannot_resume(f"{self._record_path} is damaged") from error
-        changed = sorted(
-            name for name in job.keys() | self._job.keys() if job.get(name) != self._job.get(name)
-        )
-        if changed:
-            changes = (f"{name} was {job.get(name)} and is {self._job.get(name)} now" for name in changed)
-            raise self._cannot_resume("; ".join(changes))
+    def _resume(self, header: bytes, num_bytes: int) -> None:
+        """Takes up what rows of this very job are on disk."""
+        if os.fstat(self._file.fileno()).st_size == 0 or not self._record.path.is_file():
+            return
+        rows_done = self._record.read(self._take_up)
         whole = os.fstat(self._file.fileno()).st_size == num_bytes and self._file.read(len(header)) == header
         if not whole or not 0 <= rows_done <= self.num_rows:
-            raise self._cannot_resume(f"{self._partial} is damaged")
-        return rows_done
-
-    def _cannot_resume(self, reason: str) -> OutputError:
-        return OutputError(f"cannot resume {self.path}: {reason}; start it over without resuming")
+            raise self._record.cannot_resume(f"{self._partial} is damaged")
+        self.rows_done = rows_done
 
     def _start_over(self, header: bytes, num_bytes: int) -> None:
-        self._record_path.unlink(missing_ok=True)
+        self._record.path.unlink(missing_ok=True)
         try:
             self._file.seek(0)
             self._file.truncate()
             self._file.write(header)
             self._file.flush()
             _reserve(self._file, num_bytes)
-            self._record()
+            self._record.write(self._done())
         except OSError as error:
             self._discard()
             error.filename = error.filename or str(self._partial)
@@ -172,19 +157,46 @@ class NpyWriter:
 
     def _discard(self) -> None:
         self._partial.unlink(missing_ok=True)
-        self._record_path.unlink(missing_ok=True)
+        self._record.path.unlink(missing_ok=True)
 
 
-def _open_locked(path: Path) -> BinaryIO:
-    """Opens a file for this process alone, and makes it where there is none."""
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise OutputError(f"{path} is being written by another process") from error
-    return file
+class NpyWriter(AbstractNpy):
+    """Writes rows one chunk after another.
+
+    Arguments and errors are those of `AbstractNpy`.
+    """
+
+    _rows: np.memmap[Any, Any] | None = None
+    _unrecorded_bytes = 0
+
+    def write(self, rows: NDArray[Any]) -> None:
+        """Appends rows [chunk, ...]."""
+        stop = self.rows_done + len(rows)
+        if stop > self.num_rows:
+            raise OutputError(f"{self.path}: got {stop} rows where {self.num_rows} were announced")
+        if self._rows is None:
+            self._rows = np.memmap(self._file, self._dtype, "r+", offset=self._offset, shape=self._shape)
+        self._rows[self.rows_done : stop] = rows
+        self.rows_done = stop
+        self._unrecorded_bytes += rows.nbytes
+        if self._is_flush_due() or self._unrecorded_bytes >= _RECORD_BYTES:
+            self._flush()
+            self._unrecorded_bytes = 0
+
+    def _take_up(self, done: Any) -> int:
+        return int(done)
+
+    def _done(self) -> int:
+        return self.rows_done
+
+    def _sync(self) -> None:
+        if self._rows is not None:
+            self._rows.flush()
+            drop_pages(self._rows)
+
+    def _close(self) -> None:
+        self._rows = None  # which has the file, and its lock, as well
+        self._file.close()
 
 
 def _reserve(file: BinaryIO, num_bytes: int) -> None:

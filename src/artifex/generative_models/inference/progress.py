@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+Chunk = TypeVar("Chunk", bound=Sized)
 
 
 def track_rows(
-    chunks: Iterable[NDArray[Any]], total: int | None, description: str, *, start: int = 0
-) -> Iterator[NDArray[Any]]:
+    chunks: Iterable[Chunk], total: int | None, description: str, *, start: int = 0
+) -> Iterator[Chunk]:
     """Passes chunks through and shows how many rows went by, and how many a second.
 
     Args:
-        chunks: Arrays [rows, ...].
+        chunks: Arrays [rows, ...], or other things as long as their rows are many.
         total: Number of rows; None where it is not known.
         description: What the bar says.
         start: Rows that were done before.

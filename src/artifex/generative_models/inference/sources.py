@@ -40,9 +40,9 @@ class PictureFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def rows(self, first: int = 0) -> Iterator[NDArray[np.uint8]]:
+    def rows(self, first: int = 0, stop: int | None = None) -> Iterator[NDArray[np.uint8]]:
         """The pictures from number `first` on, uint8 [1, H, W, C] each, read when its turn comes."""
-        return (self._read(path)[None] for path in self.paths[first:])
+        return (self._read(path)[None] for path in self.paths[first:stop])
 
     def identity(self) -> str:
         """A digest of the files' names, sizes and times of change."""
@@ -65,9 +65,9 @@ class ArrayFile:
     def __len__(self) -> int:
         return len(self.array)
 
-    def rows(self, first: int = 0) -> NDArray[Any]:
+    def rows(self, first: int = 0, stop: int | None = None) -> NDArray[Any]:
         """The rows from number `first` on."""
-        return self.array[first:]
+        return self.array[first:stop]
 
     def identity(self) -> list[Any]:
         """The file's name, size and time of change."""

@@ -1,0 +1,1 @@
+"""Jobs and servers on many machines, with Ray."""

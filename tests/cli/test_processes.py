@@ -1,0 +1,166 @@
+"""Commands as two real processes, which write one output; the same command alone gives the reference."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from served import START_SECONDS
+from several import finish, free_address, start
+
+from artifex.generative_models.core.checkpointing import save_checkpoint, setup_checkpoint_manager
+from artifex.generative_models.inference import load_exported_model
+
+MAIN = "from artifex.cli import main; main()"
+LATE = ["--join-timeout", 1]
+
+
+def start_two(*args: object, address: str = "", each: tuple[list[object], list[object]] = ([], [])):
+    """Starts a command as two processes; `each` is what the one and the other is told besides."""
+    address = address or free_address()
+    joining = ["--coordinator", address, "--num-processes", 2]
+    return [start(["-c", MAIN, *args, *joining, "--process-id", i, *each[i]]) for i in range(2)]
+
+
+def error_of(said: tuple[int, str, str]) -> str:
+    """The one line that a command which failed says."""
+    status, out, error = said
+    (line,) = error.splitlines()
+    assert (status, out) == (1, "")
+    return line.removeprefix("artifex: error: ")
+
+
+@pytest.fixture
+def images(small: np.ndarray) -> Path:
+    np.save("images.npy", small)
+    return Path("images.npy")
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])  # 70 rows: many rounds, a ragged one, one batch and a bit
+def test_two_encode_one_file_bit_for_bit(model, images, cli, batch_size):
+    first, second = finish(
+        start_two("encode", model, images, "-o", "two.npy", "--batch-size", batch_size, "--json")
+    )
+    assert (first[0], first[2], second) == (0, "", (0, "", ""))
+    facts = json.loads(first[1])
+    assert (facts["rows"], facts["processes"], facts["resumed_at"]) == (70, 2, 0)
+    cli("encode", model, images, "-o", "one.npy", "--batch-size", batch_size)
+    assert Path("two.npy").read_bytes() == Path("one.npy").read_bytes()
+    assert sorted(path.name for path in Path().iterdir()) == ["images.npy", "one.npy", "two.npy"]
+
+
+def test_two_generate_one_file_bit_for_bit(model, cli):
+    first, second = finish(
+        start_two("generate", model, "-n", 45, "-o", "two.npy", "--seed", 3, "--batch-size", 4)
+    )
+    assert first[0] == second[0] == 0, (first, second)
+    assert first[1].startswith("45 samples in ")
+    cli("generate", model, "-n", 45, "-o", "one.npy", "--seed", 3, "--batch-size", 4)
+    assert Path("two.npy").read_bytes() == Path("one.npy").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_is_killed_and_both_go_on_where_they_were(model, cli, killed):
+    job = ["generate", model, "-n", 150_000, "-o", "two.npy", "--batch-size", 16]
+    running = start_two(*job)
+    record = Path("two.npy.partial.json")
+    deadline = time.monotonic() + START_SECONDS
+    while not record.is_file() or not json.loads(record.read_text())["rows_done"]:
+        assert time.monotonic() < deadline
+        assert [process.poll() for process in running] == [None, None]
+        time.sleep(0.01)
+    os.kill(running[killed].pid, signal.SIGKILL)
+    said = finish(running)
+    assert said[killed][0] == -signal.SIGKILL
+    if killed:  # where the coordinator is killed, JAX ends the others
+        assert error_of(said[0]).startswith("another process of the job has gone")
+        assert "rows are kept in two.npy.partial, to resume from" in error_of(said[0])
+    assert said[1 - killed][0] != 0
+    first, second = finish(start_two(*job, "--resume", "--json"))
+    assert first[0] == second[0] == 0, (first, second)
+    assert 0 < json.loads(first[1])["resumed_at"] < 150_000
+    cli("generate", model, "-n", 150_000, "-o", "one.npy", "--batch-size", 16)
+    assert Path("two.npy").read_bytes() == Path("one.npy").read_bytes()
+
+
+def test_models_that_differ(model, images, tmp_path):
+    other = Path(shutil.copytree(model, tmp_path / "there" / model.name))
+    with setup_checkpoint_manager(other / "checkpoints")[
+        0
+    ] as manager:  # of another step, with the same shapes
+        save_checkpoint(manager, load_exported_model(model)[0], 4)
+    address = free_address()
+    joining = ["--coordinator", address, "--num-processes", 2, "--process-id"]
+    said = finish(
+        [start(["-c", MAIN, "encode", path, images, *joining, i]) for i, path in enumerate((model, other))]
+    )
+    for path, one in zip((model, other), said, strict=True):
+        assert error_of(one) == f"{path}: processes [1] have another model there than process 0"
+    assert not Path("latents.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("each", "messages"),
+    [
+        ((["--seed", 1], ["--seed", 2]), ["processes 0 and 1 were given different jobs: seed: 1 and 2"] * 2),
+        ((["-n", 5], ["-n", 6]), ["processes 0 and 1 were given different jobs: rows: 5 and 6"] * 2),
+    ],
+)
+def test_jobs_that_differ(model, each, messages):
+    said = finish(start_two("generate", model, "-o", "out.npy", each=each))
+    for one, message in zip(said, messages, strict=True):
+        assert error_of(one).startswith(message)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_model_that_one_has_not_got(model):
+    address = free_address()
+    joining = ["-o", "out.npy", "--coordinator", address, "--num-processes", 2, "--process-id"]
+    said = finish(
+        [start(["-c", MAIN, "generate", path, *joining, i]) for i, path in enumerate((model, "gone"))]
+    )
+    assert error_of(said[0]).startswith("another process failed; process 1: ConfigError: no model 'gone'")
+    assert error_of(said[1]).startswith("no model 'gone'")
+
+
+def test_an_output_of_another_job(model, cli):
+    Path("out.npy.partial").write_bytes(b"rows")
+    Path("out.npy.partial.json").write_text('{"rows_done": [[0, 4]], "job": {"seed": 9}}')
+    said = finish(start_two("generate", model, "-o", "out.npy", "--resume"))
+    assert error_of(said[0]).startswith("cannot resume ")
+    assert error_of(said[1]).startswith("another process failed; process 0: OutputError: cannot resume ")
+    assert Path("out.npy.partial").read_bytes() == b"rows"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--num-processes", 2], "--num-processes and --process-id go with --coordinator"),
+        (["--coordinator", "a:1", "-o", "out.png"], "out.png: several processes write a .npy array"),
+        (["--coordinator", "a", "-o", "out.npy"], "coordinator: expected HOST:PORT or auto, got 'a'"),
+        (["--coordinator", "auto", "-o", "out.npy"], "coordinator: found no cluster"),
+    ],
+)
+def test_options_that_make_no_sense(model, args, message):
+    (said,) = finish([start(["-c", MAIN, "generate", model, *args])])
+    assert error_of(said).startswith(message)
+
+
+def test_a_coordinator_that_cannot_be_reached(model):
+    address = free_address()
+    joining = ["--coordinator", address, "--num-processes", 2, "--process-id", 1, *LATE]
+    (said,) = finish([start(["-c", MAIN, "generate", model, "-o", "out.npy", *joining])])
+    assert error_of(said).startswith(f"coordinator: nobody at {address}")
+
+
+def test_counts_that_differ(model):
+    address = free_address()
+    command = ["-c", MAIN, "generate", model, "-o", "out.npy", "--coordinator", address]
+    said = finish([start([*command, "--num-processes", 2 + i, "--process-id", i]) for i in range(2)])
+    for one in said:
+        assert error_of(one) == "num_processes: process 1 says 3, process 0 says 2"

@@ -1,0 +1,46 @@
+"""What tests of jobs on Ray share: the processes of its actors, and what it warns of."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from served import START_SECONDS
+
+# Ray's own code uses what others deprecate, and leaves sockets and files to the garbage collector.
+RAY_WARNS = [
+    pytest.mark.filterwarnings(f"ignore::{name}")
+    for name in (
+        *("DeprecationWarning", "FutureWarning", "PendingDeprecationWarning", "ResourceWarning"),
+        "pytest.PytestUnraisableExceptionWarning",
+    )
+]
+
+
+def workers() -> list[int]:
+    """Processes of the actors of jobs that run on this machine."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdecimal() and (process / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+                found.append(int(process.name))
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits for something that other processes do."""
+    deadline = time.monotonic() + START_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kill_a_worker() -> None:
+    """Kills the process of an actor, as a machine that fails does."""
+    pid = workers()[0]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: pid not in workers())
