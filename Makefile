@@ -10,7 +10,7 @@ demo: .venv/base
 	@$(BIN)/artifex demo --output demo.png
 
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/check
 	$(BIN)/ruff format --check .

@@ -20,15 +20,22 @@ RAY_WARNS = [
 
 
 def workers() -> list[int]:
-    """Processes of the actors of jobs that run on this machine."""
+    """Processes of the actors of jobs on the Ray that this process started."""
     found = []
     for process in Path("/proc").iterdir():
         try:
             if process.name.isdecimal() and (process / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
-                found.append(int(process.name))
+                raylet = _parent(process.name)
+                if _parent(raylet) == str(os.getpid()):
+                    found.append(int(process.name))
         except OSError:  # it ended meanwhile
             continue
     return found
+
+
+def _parent(pid: str) -> str:
+    """The process that started another."""
+    return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[1]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

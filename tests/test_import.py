@@ -69,6 +69,7 @@ def test_the_tree_of_errors_is_the_one_drawn() -> None:
         "CacheError": {"ArtifexError"},
         "Overloaded": {"ArtifexError"},
         "DeadlineExceededError": {"ArtifexError", "TimeoutError"},
+        "LostProcessError": {"ArtifexError"},
         "ClosedError": {"ArtifexError", "RuntimeError"},
         "OutOfDeviceMemoryError": {"ArtifexError"},
         "ArtifexError": {"Exception"},

@@ -121,9 +121,12 @@ def test_arguments_that_make_no_sense(arguments, message, joined):
     assert joined == []
 
 
-def test_where_nothing_tells_of_a_cluster():
-    with pytest.raises(InputError, match=r"coordinator: found no cluster .*; give HOST:PORT"):
-        join_processes("auto")
+@pytest.mark.parametrize("arguments", [("auto",), ("", 1, 0)])
+def test_a_process_that_has_begun_alone(arguments):
+    assert jax.process_count() == 1
+    address, *numbers = arguments
+    with pytest.raises(InputError, match="coordinator: join before anything else that JAX does"):
+        join_processes(free_address() if numbers else address, *numbers)
 
 
 def test_a_process_alone_hears_itself():

@@ -1,6 +1,7 @@
 """A Ray of two cores for the tests of a file, and a model that loads fast."""
 
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def small(digits: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[object]:
-    """A Ray on this machine; what it starts knows the cache of the tests."""
+    """A Ray on this machine; what it starts knows the cache of the tests, and steps back for nobody."""
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - it is Ray's
     with joined("local") as started:
         assert started
         yield importlib.import_module("ray")

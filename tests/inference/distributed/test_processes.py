@@ -11,6 +11,8 @@ from shared import TOLERANCE
 from artifex.generative_models.core.endpoint import sample_key
 from artifex.generative_models.inference import Executor, load_exported_model
 
+pytestmark = pytest.mark.slow
+
 ROWS = 77  # a ragged number of batches, which do not divide between the processes either
 BATCH = 8
 ENDPOINTS = {"encode": "x", "decode": "z", "reconstruct": "x", "generate": "temperature"}

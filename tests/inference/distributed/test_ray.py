@@ -1,6 +1,7 @@
 """Jobs on a real Ray: the output of one process, whatever is killed."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from distributed_ray import RAY_WARNS, kill_a_worker, wait_until, workers
+from distributed_ray import RAY_WARNS, kill_a_worker, wait_until
 from PIL import Image
 from served import START_SECONDS
 
@@ -83,20 +84,13 @@ def latents(plain: InferencePipeline, small: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("source", "name"), [("array", "out.npy"), ("parquet", "out")])
 def test_encodes_what_one_process_does(
-    ray: object,
-    tiny: Path,
-    tmp_path: Path,
-    sources: dict[str, Path],
-    latents: np.ndarray,
-    source: str,
-    name: str,
+    ray: object, tiny: Path, tmp_path: Path, sources: dict[str, Path], latents: np.ndarray
 ):
-    facts = encode_dataset(tiny, sources[source], tmp_path / name, num_actors=2, **SHARDS)
+    facts = encode_dataset(tiny, sources["parquet"], tmp_path / "out", num_actors=2, **SHARDS)
     assert (facts["rows"], facts["resumed_at"], facts["num_actors"]) == (70, 0, 2)
-    assert facts["output"] == str(tmp_path / name)
-    np.testing.assert_array_equal(read(tmp_path / name, "mean"), latents)
+    assert facts["output"] == str(tmp_path / "out")
+    np.testing.assert_array_equal(read(tmp_path / "out", "mean"), latents)
 
 
 @pytest.mark.slow
@@ -177,7 +171,6 @@ def test_a_killed_driver_is_resumed(
     output = tmp_path / "out.npy"
     command = [sys.executable, "-c", DRIVER, tiny, sources["array"], output]
     assert subprocess.run(command, timeout=START_SECONDS, capture_output=True).returncode == -signal.SIGKILL
-    wait_until(lambda: not workers())  # Ray ends with its driver
     assert not output.exists()
     facts = encode_dataset(tiny, sources["array"], output, resume=True, **SHARDS)
     assert 24 <= facts["resumed_at"] < 70
@@ -189,18 +182,13 @@ def test_what_goes_wrong_in_an_actor_is_raised_here_and_the_rest_is_kept(
     ray: object, tiny: Path, tmp_path: Path, small: np.ndarray, latents: np.ndarray
 ):
     folder, output = pictures_folder(tmp_path / "files", small), tmp_path / "out.npy"
-    broken = folder / "050.png"
-    good, status = broken.read_bytes(), broken.stat()
-    broken.write_bytes(bytes(status.st_size))
-    os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))  # else it is another job
+    (folder / "050.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"050\.png: not a picture") as caught:
         encode_dataset(tiny, folder, output, **SHARDS)
     assert "to resume from" in caught.value.__notes__[0]
-    broken.write_bytes(good)
-    os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))
-    facts = encode_dataset(tiny, folder, output, resume=True, **SHARDS)
-    assert 0 < facts["resumed_at"] < 70
-    np.testing.assert_array_equal(np.load(output), latents)
+    (done, *_) = json.loads(output.with_name("out.npy.partial.json").read_text())["rows_done"]
+    kept = np.memmap(output.with_name("out.npy.partial"), np.float32, "r", offset=128, shape=(70, 4))
+    np.testing.assert_array_equal(kept[slice(*done)], latents[slice(*done)])
 
 
 def test_what_cannot_be_done_leaves_nothing(ray: object, tiny: Path, tmp_path: Path):

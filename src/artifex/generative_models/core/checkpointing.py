@@ -149,7 +149,7 @@ def load_checkpoint(
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(DeviceManager().default_device)
     shardings = {
-        source[path]: _sharding_of(sharding, path, saved[source[path]], names)
+        source[path]: _sharding_of(sharding, source[path], saved[source[path]], names)
         for path, names in _axis_names(abstract).items()
     }
     arrays = _restore(item_dir, {path: saved[path] for path in source.values()}, shardings)

@@ -53,7 +53,7 @@ def join_processes(
     """
     if coordinator == "auto":
         try:
-            jax.distributed.initialize(initialization_timeout=int(timeout))
+            _initialize(None, None, None, timeout)
         except ValueError as error:
             raise InputError(f"coordinator: found no cluster ({error}); give HOST:PORT") from error
         return
@@ -72,9 +72,7 @@ def join_processes(
         _call_roll(address, num_processes, deadline)
     else:
         _answer_roll(address, num_processes, process_id, deadline)
-    jax.distributed.initialize(
-        coordinator, num_processes, process_id, initialization_timeout=max(1, int(timeout))
-    )
+    _initialize(coordinator, num_processes, process_id, timeout)
 
 
 def all_of(told: Any) -> list[Any]:
@@ -102,9 +100,9 @@ def exchange(numbers: np.ndarray) -> np.ndarray:
         raise LostProcessError(f"another process of the job has gone, and may say why: {reason}") from error
 
 
-def whole(array: jax.Array) -> np.ndarray:
+def whole(array: jax.Array | np.ndarray) -> np.ndarray:
     """An array on the host, wherever its parts are; each process that has some calls this."""
-    if array.is_fully_addressable or array.is_fully_replicated:
+    if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     from jax.experimental import multihost_utils
 
@@ -130,6 +128,17 @@ def together(do: Callable[[], Result]) -> Result:
     if failures:
         raise ArtifexError(f"another process failed; {'; '.join(failures)}")
     return result
+
+
+def _initialize(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
+) -> None:
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, initialization_timeout=max(1, int(timeout))
+        )
+    except RuntimeError as error:  # joined already, or JAX has looked for devices
+        raise InputError(f"coordinator: join before anything else that JAX does ({error})") from error
 
 
 def _call_roll(address: tuple[str, int], num_processes: int, deadline: float) -> None:

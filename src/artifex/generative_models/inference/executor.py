@@ -977,9 +977,7 @@ class Program:
     def empty_job(self, key: Any) -> Job:
         """A job without rows, to run batches of others with."""
         inputs = {name: np.empty((0, *spec.shape), spec.dtype) for name, spec in self.endpoint.inputs.items()}
-        data = self.key_data(key, key.ndim)[:0] if self.needs_keys and key.ndim else None
-        if self.needs_keys and data is None:
-            data = self.key_data(key, 0)
+        data = self.key_data(key, key.ndim) if self.needs_keys else None
         return Job(self, 0, inputs, data, 0, is_finite=True)
 
     def allocate(self, num_rows: int, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
