@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -152,7 +153,9 @@ class Process:
 
 def processes() -> tuple[list[Row], Facts]:
     """One process on one core, and two on a core each under `jax.distributed`."""
-    alone, pair = [Process("", 0)], [Process("127.0.0.1:47123", i) for i in range(2)]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    alone, pair = [Process("", 0)], [Process(address, i) for i in range(2)]
     for process in (*alone, *pair):
         assert process.read() == "ready"
     rows: list[Row] = []
