@@ -4,6 +4,7 @@ import functools
 import queue
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from artifex.generative_models.inference import InferencePipeline, export_model
 from artifex.generative_models.inference.serving import create_app
 from artifex.generative_models.models.vae import VAE
 
-serve = pytest.importorskip("ray.serve")
-ray_serve = pytest.importorskip("artifex.generative_models.inference.distributed.ray_serve")
+with warnings.catch_warnings(action="ignore"):  # Ray's own code uses what others deprecate
+    from ray import serve
+
+    from artifex.generative_models.inference.distributed import ray_serve
 
 pytestmark = [*RAY_WARNS, pytest.mark.slow]
 
