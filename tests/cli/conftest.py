@@ -1,9 +1,10 @@
 """The command line in this process and in one of its own, and a model that compiles fast."""
 
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def small() -> np.ndarray:
     """Pictures for `model`, uint8 [70, 8, 8, 1]."""
     return np.random.default_rng(0).integers(0, 256, (70, 8, 8, 1), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _events_go_where_they_went() -> Iterator[None]:
+    log = logging.getLogger("artifex.serving")
+    before = log.handlers[:], log.level, log.propagate, logging.root.manager.disable
+    yield
+    log.handlers[:], log.level, log.propagate, logging.root.manager.disable = before
 
 
 @pytest.fixture

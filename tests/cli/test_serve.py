@@ -1,7 +1,6 @@
 """`artifex serve` where it fails before, or instead of, serving: a line says why."""
 
 import json
-import logging
 import shutil
 import socket
 import subprocess
@@ -16,14 +15,6 @@ from artifex.cli import app
 
 Fails = Callable[..., str]
 PORTS = ["--port", "0", "--grpc-port", "0"]
-
-
-@pytest.fixture(autouse=True)
-def _events_go_where_they_went() -> Iterator[None]:
-    log = logging.getLogger("artifex.serving")
-    before = log.handlers[:], log.level, log.propagate, logging.root.manager.disable
-    yield
-    log.handlers[:], log.level, log.propagate, logging.root.manager.disable = before
 
 
 @pytest.fixture
