@@ -43,9 +43,16 @@ def small() -> np.ndarray:
 @pytest.fixture(autouse=True)
 def _events_go_where_they_went() -> Iterator[None]:
     log = logging.getLogger("artifex.serving")
-    before = log.handlers[:], log.level, log.propagate, logging.root.manager.disable
+    handlers, level, propagate, disabled = (
+        log.handlers[:],
+        log.level,
+        log.propagate,
+        logging.root.manager.disable,
+    )
     yield
-    log.handlers[:], log.level, log.propagate, logging.root.manager.disable = before
+    log.handlers[:], log.propagate = handlers, propagate
+    log.setLevel(level)  # which, unlike the attribute, has loggers forget what they had found out
+    logging.disable(disabled)
 
 
 @pytest.fixture
