@@ -147,8 +147,13 @@ class Process:
         raise SystemExit("a process ended too soon")
 
     def end(self) -> None:
-        """Lets it end."""
-        self._process.communicate()
+        """Lets it end; processes of one job wait for each other, so all are told before any is waited for."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def wait(self) -> None:
+        """Waits until it has ended."""
+        self._process.wait()
 
 
 def processes() -> tuple[list[Row], Facts]:
@@ -174,6 +179,8 @@ def processes() -> tuple[list[Row], Facts]:
         facts[f"{job}, two processes over one"] = round(gain, 3)
     for process in (*alone, *pair):
         process.end()
+    for process in (*alone, *pair):
+        process.wait()
     return rows, facts
 
 

@@ -28,6 +28,11 @@ def logical_axes(*names: str | None) -> dict[str, Any]:
     return {"out_sharding": names, "eager_sharding": False}
 
 
+def shard_identity(shard: Shard | None) -> Hashable:
+    """What tells two ways to cut weights over one mesh apart."""
+    return tuple(sorted(shard.items())) if isinstance(shard, Mapping) else shard
+
+
 @dataclass(frozen=True)
 class WeightLayout:
     """Where each weight goes on a mesh.
@@ -57,11 +62,6 @@ class WeightLayout:
                 f"shard: expected axes of the mesh besides 'data', which rows take; {self.mesh.axis_names} "
                 f"has no {missing or 'other'}"
             )
-
-    @property
-    def identity(self) -> Hashable:
-        """What tells two layouts on one mesh apart."""
-        return self.shard if isinstance(self.shard, str | None) else tuple(sorted(self.shard.items()))
 
     def sharding(self, shape: Sequence[int], names: AxisNames = ()) -> NamedSharding:
         """Where a weight goes.

@@ -43,7 +43,7 @@ from artifex.generative_models.core.endpoint import (
     sample_keys_data,
 )
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
-from artifex.generative_models.core.sharding import AxisNames, Shard
+from artifex.generative_models.core.sharding import AxisNames, Shard, shard_identity
 from artifex.generative_models.inference.cache import without_compilation_cache
 from artifex.generative_models.inference.cost import Cost, cost_of
 from artifex.generative_models.inference.placement import Lockstep, Placement
@@ -479,8 +479,8 @@ class Executor:
 
     def _how(self) -> tuple[Any, ...]:
         """What executables depend on besides the weights and endpoints."""
-        layout = self._place.layout and self._place.layout.identity
-        return self._dtype, self._place.rows, layout, self._batch_sizes, self.tuned
+        shard = shard_identity(self._place.shard)
+        return self._dtype, self._place.rows, shard, self._batch_sizes, self.tuned
 
     def _load_tuned(self) -> dict[str, Tuned]:
         found = {name: load_tuned(self.tuning_name(name)) for name in self.endpoints}
@@ -1179,8 +1179,7 @@ def executor_for(
     if isinstance(model, Executor):
         return model
     batch_sizes = None if batch_size is None else powers_up_to(batch_size)
-    rules = tuple(sorted(shard.items())) if isinstance(shard, Mapping) else shard
-    settings = batch_size, mesh, rules, None if dtype is None else jnp.dtype(dtype)
+    settings = batch_size, mesh, shard_identity(shard), None if dtype is None else jnp.dtype(dtype)
     with _shared_lock:
         executors = _shared.setdefault(model, {})
         if settings not in executors:

@@ -44,6 +44,7 @@ class Placement:
         if mesh is None and shard is not None:
             raise InputError("shard: weights are cut over a mesh; pass mesh= too")
         self.mesh = mesh
+        self.shard = shard
         self.spans_processes = False
         self.num_parts, self.part = 1, 0  # of the rows, among processes
         self.num_shards = 1  # of the rows that this process feeds
@@ -89,7 +90,7 @@ class Placement:
     @property
     def cuts_weights(self) -> bool:
         """Whether weights are cut over the mesh, rather than on every device."""
-        return self.layout is not None and self.layout.shard is not None
+        return self.shard is not None
 
     def weight_sharding(self, shape: Sequence[int], names: AxisNames) -> jax.sharding.Sharding:
         """Where a weight goes, given the names of its axes, if there are any."""
