@@ -18,7 +18,7 @@ from flax import nnx
 
 from artifex.generative_models.core.nn import SubpixelConv
 from artifex.generative_models.inference import Executor, load_exported_model
-from artifex.generative_models.inference.tuned import Setting, Tuned
+from artifex.generative_models.inference.executor.settings import Setting, Tuned
 from artifex.generative_models.models.vae import VAE
 
 ROWS = 4096

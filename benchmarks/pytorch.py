@@ -21,7 +21,7 @@ from batch_sizes import decode_flops, encode_flops
 from common import digits, in_turns, matmul_flops, ratio, report, seconds
 
 from artifex.generative_models.inference import Executor, load_exported_model
-from artifex.generative_models.inference.tuned import Setting, Tuned
+from artifex.generative_models.inference.executor.settings import Setting, Tuned
 
 try:
     import torch

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from common import Facts, Row
 
-from artifex.generative_models.inference.distributed.cluster import joined
-from artifex.generative_models.inference.distributed.outputs import NpyParts
-from artifex.generative_models.inference.distributed.ray import encode_dataset
-from artifex.generative_models.inference.npy import NpyWriter
+from artifex.generative_models.inference.offline.npy import NpyWriter
+from artifex.generative_models.inference.offline.parts import NpyParts
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_cached_pipeline
+from artifex.ray.cluster import joined
+from artifex.ray.datasets import encode_dataset
 
 ROWS = 200_000
 MORE_ROWS = 400_000  # so that it matters little which of two actors is ready first

@@ -18,7 +18,7 @@ from common import Facts, Row, ratio
 from flax import nnx
 
 from artifex.generative_models.inference import Executor, StreamingGenerator, batch_generate_samples
-from artifex.generative_models.inference.batcher import batcher_for
+from artifex.generative_models.inference.batching.batcher import batcher_for
 
 ROWS = 20_000
 ROUNDS = 5

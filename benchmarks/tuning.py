@@ -9,8 +9,8 @@ from common import in_turns, ratio, report
 
 from artifex.generative_models.core.endpoint import sample_key
 from artifex.generative_models.inference import Executor, load_exported_model
-from artifex.generative_models.inference.throughput import random_rows
-from artifex.generative_models.inference.tuning import tune
+from artifex.generative_models.inference.measure.throughput import random_rows
+from artifex.generative_models.inference.tuning.optimize import tune
 
 ENDPOINTS = ("encode", "generate")
 ROWS = 16_384

@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from shared import TIMEOUT
 
-from artifex.generative_models.inference.serving.connections import KEEP_ALIVE_SECONDS, Connection
+from artifex.serving.http.connection import KEEP_ALIVE_SECONDS, Connection
 
 ROOT = str(Path(__file__).parent.parent)
 URL = "/v2/models/plain.double/infer"

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from artifex.cli.benchmark import progress_on_stderr
-from artifex.generative_models.inference import benchmark
-from artifex.generative_models.inference.roofline import Ceilings
-from artifex.generative_models.inference.throughput import measure_throughput
+from artifex.generative_models.inference.measure import endpoints as benchmark
+from artifex.generative_models.inference.measure.roofline import Ceilings
+from artifex.generative_models.inference.measure.throughput import measure_throughput
 
 Cli = Callable[..., str]
 

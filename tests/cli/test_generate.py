@@ -77,7 +77,7 @@ def test_json_is_one_line_of_facts(model: Path, cli: Cli, folder: Path):
 def test_resume_refuses_another_seed(
     model: Path, cli: Cli, failing_cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):
-    from artifex.generative_models.inference.npy import NpyWriter
+    from artifex.generative_models.inference.offline.npy import NpyWriter
 
     def fail(self: NpyWriter) -> None:
         raise OSError("the cable was pulled")

@@ -16,7 +16,7 @@ Spawn = Callable[..., "subprocess.Popen[str]"]
 
 DIES = """
 import os, signal
-from artifex.generative_models.inference import npy
+from artifex.generative_models.inference.offline import npy
 npy._RECORD_SECONDS = {record_seconds}
 write = npy.NpyWriter.write
 def dying_write(self, rows):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from artifex.cli import app
+from artifex.cli import main as app
 
 Fails = Callable[..., str]
 PORTS = ["--port", "0", "--grpc-port", "0"]
@@ -156,7 +156,7 @@ class Missing:
 def test_without_the_extra_it_says_what_to_install(
     missing: str, failing_cli: Fails, monkeypatch: pytest.MonkeyPatch, model: Path
 ):
-    serving = "artifex.generative_models.inference.serving"
+    serving = "artifex.serving"
     for name in [*sys.modules]:
         if name.startswith(serving) or name.partition(".")[0] == missing:
             monkeypatch.delitem(sys.modules, name)

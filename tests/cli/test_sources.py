@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from artifex.generative_models.inference.sources import ArrayFile, open_picture, open_pictures
+from artifex.generative_models.inference.offline.sources import ArrayFile, open_picture, open_pictures
 
 FailingCli = Callable[..., str]
 GREY, COLOUR = (8, 8, 1), (8, 8, 3)

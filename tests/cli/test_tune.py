@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from artifex.generative_models.inference import Executor, load_exported_model, tuning
+from artifex.generative_models.inference import Executor, load_exported_model
+from artifex.generative_models.inference.tuning import optimize as tuning
 
 Cli = Callable[..., str]
 

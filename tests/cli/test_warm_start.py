@@ -81,7 +81,7 @@ def test_a_warm_start_resumes_what_a_cold_one_began(
     model: Path, spawn: Spawn, watched: Callable[..., dict[str, list[str]]]
 ):
     stop = (
-        "from artifex.generative_models.inference.npy import NpyWriter\n"
+        "from artifex.generative_models.inference.offline.npy import NpyWriter\n"
         "def fail(self): raise OSError('the cable was pulled')\n"
         "NpyWriter._finish = fail"
     )

@@ -1,5 +1,5 @@
 """The `artifex` command."""
 
-from artifex.cli.app import app, main
+from artifex.cli.main import app, main
 
 __all__ = ["app", "main"]

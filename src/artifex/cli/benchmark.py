@@ -14,8 +14,8 @@ import typer
 from artifex.cli.options import AsJson, Devices, Dtype, Model
 
 if TYPE_CHECKING:
-    from artifex.generative_models.inference.benchmark import BenchmarkRow, ModelBenchmark
-    from artifex.generative_models.inference.roofline import Ceilings
+    from artifex.generative_models.inference.measure.endpoints import BenchmarkRow, ModelBenchmark
+    from artifex.generative_models.inference.measure.roofline import Ceilings
 
 Endpoints = Annotated[
     list[str] | None, typer.Option("--endpoint", help="Only this endpoint; may be repeated.")
@@ -38,10 +38,10 @@ def benchmark(
     plot: PlotOut = None,
 ) -> None:
     """Measure latency, throughput and how close they come to the machine's limit."""
-    from artifex.cli.jobs import compute_dtype, load_model, mesh_of
     from artifex.cli.plot import check_curve, curves_of, save_curve
-    from artifex.generative_models.inference.benchmark import benchmark_model
-    from artifex.generative_models.inference.executor import BATCH_SIZES, Executor
+    from artifex.cli.run import compute_dtype, load_model, mesh_of
+    from artifex.generative_models.inference.executor.executor import BATCH_SIZES, Executor
+    from artifex.generative_models.inference.measure.endpoints import benchmark_model
 
     if plot is not None:
         check_curve(plot)

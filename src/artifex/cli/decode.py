@@ -23,9 +23,9 @@ def decode(
     as_json: AsJson = False,
 ) -> None:
     """Decode latents to pictures."""
-    from artifex.cli.jobs import job_of, open_pipeline, picture_shape, report, run
     from artifex.cli.outputs import open_output
-    from artifex.generative_models.inference.sources import open_array
+    from artifex.cli.run import job_of, open_pipeline, picture_shape, report, run
+    from artifex.generative_models.inference.offline.sources import open_array
 
     pipeline = open_pipeline(model, batch_size, devices, dtype)
     inputs, _ = pipeline.executor.spec("decode")

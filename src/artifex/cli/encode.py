@@ -53,8 +53,8 @@ def encode(
     as_json: AsJson = False,
 ) -> None:
     """Encode pictures to the means of their posteriors."""
-    from artifex.cli.jobs import compute_dtype, job_of, open_pipeline, report, run
-    from artifex.cli.ray import jobs_on_ray, processes_on_ray, report_on_ray
+    from artifex.cli.on_ray import jobs_on_ray, processes_on_ray, report_on_ray
+    from artifex.cli.run import compute_dtype, job_of, open_pipeline, report, run
 
     processes = processes_on_ray(
         engine,
@@ -84,11 +84,11 @@ def encode(
         return
     import numpy as np
 
-    from artifex.cli.processes import is_first, join, run_together
+    from artifex.cli.multiprocess import is_first, join, run_together
     from artifex.generative_models.core.errors import InputError
     from artifex.generative_models.core.processes import together
-    from artifex.generative_models.inference.npy import NpyWriter
-    from artifex.generative_models.inference.sources import open_pictures
+    from artifex.generative_models.inference.offline.npy import NpyWriter
+    from artifex.generative_models.inference.offline.sources import open_pictures
 
     if not output.lower().endswith(".npy"):
         raise InputError(f"{output}: latents go to a .npy array; give a name that ends so")

@@ -39,7 +39,7 @@ def export(
     from artifex.generative_models.core.checkpointing import load_checkpoint, setup_checkpoint_manager
     from artifex.generative_models.core.config import abstract_model, read_json
     from artifex.generative_models.core.errors import InputError
-    from artifex.generative_models.inference.exporting import export_model
+    from artifex.generative_models.inference.formats.exporting import export_model
 
     template = abstract_model(model_type, read_json(config))
     manager, _ = setup_checkpoint_manager(checkpoint_dir, create=False)

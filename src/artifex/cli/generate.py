@@ -57,8 +57,8 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw samples."""
-    from artifex.cli.jobs import compute_dtype, job_of, open_pipeline, picture_shape, report, run
-    from artifex.cli.ray import jobs_on_ray, processes_on_ray, report_on_ray
+    from artifex.cli.on_ray import jobs_on_ray, processes_on_ray, report_on_ray
+    from artifex.cli.run import compute_dtype, job_of, open_pipeline, picture_shape, report, run
 
     processes = processes_on_ray(
         engine,
@@ -89,8 +89,8 @@ def generate(
         return
     import numpy as np
 
+    from artifex.cli.multiprocess import is_first, join, run_together
     from artifex.cli.outputs import open_output
-    from artifex.cli.processes import is_first, join, run_together
     from artifex.generative_models.core.endpoint import sample_key
 
     is_one_of_many = join(coordinator, num_processes, process_id, join_timeout, model=model, output=output)

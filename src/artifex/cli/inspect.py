@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from artifex.generative_models.core.endpoint import TensorSpec
-    from artifex.generative_models.inference.executor import Executor
+    from artifex.generative_models.inference.executor.executor import Executor
 
 
 def inspect(model: Model, as_json: AsJson = False) -> None:
     """Show a model's endpoints, size and training, and the devices there are."""
-    from artifex.generative_models.inference.loading import find_model
+    from artifex.generative_models.inference.formats.loading import find_model
     from artifex.generative_models.inference.pipeline import load_pipeline
 
     pipeline = load_pipeline(model)

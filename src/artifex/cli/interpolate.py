@@ -25,9 +25,9 @@ def interpolate(
     """Walk the straight line between two pictures' latents."""
     import numpy as np
 
-    from artifex.cli.jobs import job_of, open_pipeline, report, run
     from artifex.cli.outputs import open_output
-    from artifex.generative_models.inference.sources import open_picture
+    from artifex.cli.run import job_of, open_pipeline, report, run
+    from artifex.generative_models.inference.offline.sources import open_picture
 
     pipeline = open_pipeline(model, steps, devices, dtype)
     inputs, _ = pipeline.executor.spec("encode")

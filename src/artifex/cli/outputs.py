@@ -10,7 +10,7 @@ import numpy as np
 
 from artifex.generative_models.core.errors import InputError, OutputError
 from artifex.generative_models.inference.images import PICTURE_CHANNELS, PictureGrid, to_pillow
-from artifex.generative_models.inference.npy import NpyWriter
+from artifex.generative_models.inference.offline.npy import NpyWriter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ from artifex.cli.outputs import save_png
 from artifex.generative_models.core.errors import InputError, OutputError
 
 if TYPE_CHECKING:
-    from artifex.generative_models.inference.benchmark import ModelBenchmark
+    from artifex.generative_models.inference.measure.endpoints import ModelBenchmark
 
 _COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#a16207", "#db2777")
 _MAX_TICKS = 9

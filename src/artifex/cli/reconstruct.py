@@ -10,8 +10,8 @@ from artifex.cli.options import AsJson, BatchSize, Devices, Dtype, Images, Model
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from artifex.generative_models.inference.offline.sources import ArrayFile, PictureFiles
     from artifex.generative_models.inference.pipeline import InferencePipeline
-    from artifex.generative_models.inference.sources import ArrayFile, PictureFiles
 
 
 def reconstruct(
@@ -29,9 +29,9 @@ def reconstruct(
 
     A .png shows each picture above its reconstruction; other outputs hold the reconstructions alone.
     """
-    from artifex.cli.jobs import job_of, open_pipeline, picture_shape, report, run
     from artifex.cli.outputs import open_output, suffix_of
-    from artifex.generative_models.inference.sources import open_pictures
+    from artifex.cli.run import job_of, open_pipeline, picture_shape, report, run
+    from artifex.generative_models.inference.offline.sources import open_pictures
 
     pipeline = open_pipeline(model, batch_size, devices, dtype)
     height, width, channels = picture_shape(pipeline, "reconstruct")
@@ -54,7 +54,7 @@ def _above_reconstructions(
     """Pictures twice as tall: the original, and below it its reconstruction."""
     import numpy as np
 
-    from artifex.generative_models.inference.chunks import row_chunks
+    from artifex.generative_models.inference.offline.chunks import row_chunks
 
     originals = row_chunks(pictures.rows(), pipeline.rows_per_batch("reconstruct"))
     for above, below in zip(originals, pipeline.reconstruct_chunks(pictures.rows()), strict=True):

@@ -69,19 +69,19 @@ def serve(
 ) -> None:
     """Serve models over HTTP and gRPC (the Open Inference Protocol)."""
     try:
-        from artifex.generative_models.inference.serving.app import create_app
-        from artifex.generative_models.inference.serving.events import show_events
-        from artifex.generative_models.inference.serving.server import Tls, run_server
+        from artifex.serving.app import create_app
+        from artifex.serving.observe.events import show_events
+        from artifex.serving.server import Tls, run_server
     except ModuleNotFoundError as error:
         from artifex.generative_models.core.errors import InputError
 
         if (error.name or "").startswith("artifex"):
             raise
         raise InputError(f"{error.name} is not installed: pip install 'artifex[serve]'") from error
-    from artifex.cli.jobs import compute_dtype, use_cache
-    from artifex.cli.ray import processes_on_ray, server_on_ray
+    from artifex.cli.on_ray import processes_on_ray, server_on_ray
+    from artifex.cli.run import compute_dtype, use_cache
     from artifex.generative_models.core.errors import InputError
-    from artifex.generative_models.inference.distributed.cluster import name_everywhere
+    from artifex.ray.cluster import name_everywhere
 
     processes = processes_on_ray(
         engine,

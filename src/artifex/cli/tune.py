@@ -12,8 +12,8 @@ from artifex.cli.options import AsJson, Devices, Dtype, Model
 
 if TYPE_CHECKING:
     from artifex.cli.plot import Curve
-    from artifex.generative_models.inference.roofline import Ceilings
-    from artifex.generative_models.inference.tuning import Trial, TuningReport
+    from artifex.generative_models.inference.measure.roofline import Ceilings
+    from artifex.generative_models.inference.tuning.optimize import Trial, TuningReport
 
 
 def tune(
@@ -28,11 +28,11 @@ def tune(
     plot: PlotOut = None,
 ) -> None:
     """Find the fastest batch size and way to run each endpoint here, and use them from now on."""
-    from artifex.cli.jobs import compute_dtype, load_model, mesh_of
     from artifex.cli.plot import check_curve, save_curve
-    from artifex.generative_models.inference.executor import powers_up_to
-    from artifex.generative_models.inference.roofline import machine_ceilings
-    from artifex.generative_models.inference.tuning import tune as tune_endpoint
+    from artifex.cli.run import compute_dtype, load_model, mesh_of
+    from artifex.generative_models.inference.executor.executor import powers_up_to
+    from artifex.generative_models.inference.measure.roofline import machine_ceilings
+    from artifex.generative_models.inference.tuning.optimize import tune as tune_endpoint
 
     if plot is not None:
         check_curve(plot)
@@ -154,7 +154,7 @@ def _curve(report: TuningReport, ceilings: Ceilings) -> Curve:
 
 def _attainable(trial: Trial, ceilings: Ceilings) -> float | None:
     """Rows a second that the ceilings allow; None where the compiler tells no cost."""
-    from artifex.generative_models.inference.roofline import roofline
+    from artifex.generative_models.inference.measure.roofline import roofline
 
     seconds = roofline(trial.cost, trial.latency_seconds, ceilings).attainable_seconds
     return trial.candidate.batch_size / seconds if seconds else None

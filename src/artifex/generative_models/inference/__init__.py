@@ -1,30 +1,30 @@
 """Running trained models."""
 
-from artifex.generative_models.inference.batch import (
+from artifex.generative_models.inference.batching.batcher import AsyncInferenceServer, Batcher
+from artifex.generative_models.inference.cache import enable_compilation_cache
+from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.formats.exporting import export_model
+from artifex.generative_models.inference.formats.loading import load_exported_model, load_model_for_inference
+from artifex.generative_models.inference.images import denormalize_images, normalize_images
+from artifex.generative_models.inference.measure.endpoints import (
+    benchmark_inference,
+    benchmark_model,
+    benchmark_vae_inference,
+)
+from artifex.generative_models.inference.offline.batch import (
     batch_encode_images,
     batch_generate_samples,
     memory_efficient_inference,
     parallel_batch_inference,
 )
-from artifex.generative_models.inference.batcher import AsyncInferenceServer, Batcher
-from artifex.generative_models.inference.benchmark import (
-    benchmark_inference,
-    benchmark_model,
-    benchmark_vae_inference,
-)
-from artifex.generative_models.inference.cache import enable_compilation_cache
-from artifex.generative_models.inference.compiled import (
+from artifex.generative_models.inference.offline.compiled import (
     encode_images_jit,
     generate_samples_jit,
     inference_with_jit,
 )
-from artifex.generative_models.inference.executor import Executor
-from artifex.generative_models.inference.exporting import export_model
-from artifex.generative_models.inference.images import denormalize_images, normalize_images
-from artifex.generative_models.inference.loading import load_exported_model, load_model_for_inference
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_cached_pipeline
 from artifex.generative_models.inference.streaming import StreamingGenerator, stream_samples
-from artifex.generative_models.inference.tuning import optimize_batch_size, tune
+from artifex.generative_models.inference.tuning.optimize import optimize_batch_size, tune
 
 __all__ = [
     "AsyncInferenceServer",

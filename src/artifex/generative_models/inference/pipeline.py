@@ -14,14 +14,18 @@ from artifex.generative_models.core.config import read_json
 from artifex.generative_models.core.endpoint import Model, sample_key
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.sharding import Shard, WeightLayout
-from artifex.generative_models.inference.batch import encode_chunks, generate_chunks
-from artifex.generative_models.inference.chunks import Rows, collect, num_rows, row_chunks
-from artifex.generative_models.inference.executor import Executor, executor_for, powers_up_to
+from artifex.generative_models.inference.executor.executor import (
+    Executor,
+    executor_for,
+    powers_up_to,
+)
+from artifex.generative_models.inference.executor.jobs import aligned_empty
+from artifex.generative_models.inference.formats.loading import find_model, load_exported_model, read_metadata
+from artifex.generative_models.inference.formats.warm_start import Snapshot
 from artifex.generative_models.inference.images import denormalize_images, normalize_images
-from artifex.generative_models.inference.loading import find_model, load_exported_model, read_metadata
-from artifex.generative_models.inference.progress import track_rows
-from artifex.generative_models.inference.rows import aligned_empty
-from artifex.generative_models.inference.snapshot import Snapshot
+from artifex.generative_models.inference.offline.batch import encode_chunks, generate_chunks
+from artifex.generative_models.inference.offline.chunks import Rows, collect, num_rows, row_chunks
+from artifex.generative_models.inference.offline.progress import track_rows
 
 if TYPE_CHECKING:
     from flax import nnx

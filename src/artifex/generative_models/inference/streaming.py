@@ -12,10 +12,10 @@ import numpy as np
 
 from artifex.generative_models.core.endpoint import Model
 from artifex.generative_models.core.errors import InputError, InputTypeError
-from artifex.generative_models.inference.batch import sampling_inputs
-from artifex.generative_models.inference.batcher import Batcher, batcher_for
-from artifex.generative_models.inference.executor import Executor
-from artifex.generative_models.inference.futures import OutputsFuture
+from artifex.generative_models.inference.batching.batcher import Batcher, batcher_for
+from artifex.generative_models.inference.batching.futures import OutputsFuture
+from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.offline.batch import sampling_inputs
 
 if TYPE_CHECKING:
     from typing import Self

@@ -1,0 +1,1 @@
+"""Requests of many callers, merged into batches."""

@@ -1,0 +1,197 @@
+"""The requests that wait for an executor: bounded, oldest first, with deadlines. Its user locks."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from artifex.generative_models.core.errors import InputError, Overloaded
+from artifex.generative_models.inference.executor.jobs import Job
+
+Outputs = dict[str, np.ndarray]
+
+
+class Request:
+    """A checked call that waits for its turn, or of which rows are under way.
+
+    Args:
+        job: The call.
+        wanted: Names of the outputs to return; None is all.
+        timeout: Seconds until it is given up if none of its rows is under way.
+
+    Raises:
+        InputError: An unknown output, or a timeout that is negative or not a number.
+    """
+
+    __slots__ = (
+        "deadline",
+        "ended",
+        "future",
+        "job",
+        "num_missing",
+        "num_taken",
+        "outputs",
+        "submitted",
+        "wanted",
+    )
+
+    def __init__(self, job: Job, wanted: Iterable[str] | None, timeout: float | None):
+        if timeout is not None and not timeout >= 0:
+            raise InputError(f"{job.program.name}: timeout: expected seconds from 0, got {timeout}")
+        there = job.program.outputs
+        self.wanted = there if wanted is None else tuple(wanted)
+        for name in self.wanted:
+            if name not in there:
+                raise InputError(
+                    f"{job.program.name}: no output {name[:100]!r}; there are {', '.join(there)}"
+                )
+        self.job = job
+        self.submitted = time.perf_counter()
+        self.deadline = None if timeout is None else self.submitted + timeout
+        self.num_taken = 0  # rows that are under way or done
+        self.num_missing = job.num_rows
+        self.outputs: Outputs | None = None  # while it is put together from several batches
+        self.ended = False  # answered, failed or dropped
+        self.future: Any = None  # where the answer goes
+
+
+Span = tuple[Request, int, int]  # rows from a start to a stop of a request, in a batch
+
+
+class _Line:
+    """The waiting requests of one endpoint with one choice of options, oldest first."""
+
+    def __init__(self) -> None:
+        self.requests: OrderedDict[Request, None] = OrderedDict()
+        self.num_rows = 0
+
+    @property
+    def first(self) -> Request:
+        return next(iter(self.requests))
+
+
+class RequestQueue:
+    """Waiting requests, in a line for each endpoint and choice of options.
+
+    Args:
+        max_rows: Rows that may wait.
+        max_bytes: Bytes that the inputs and outputs of waiting requests may take.
+    """
+
+    def __init__(self, max_rows: int, max_bytes: int):
+        self.max_rows = max_rows
+        self.max_bytes = max_bytes
+        self._lines: dict[int, _Line] = {}  # by program; none is empty
+        self._num_rows = 0
+        self._num_bytes = 0
+        self._deadlines: list[tuple[float, int, Request]] = []  # a heap; may hold requests that wait no more
+        self._order = itertools.count()
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def __iter__(self) -> Iterator[Request]:
+        for line in list(self._lines.values()):
+            yield from list(line.requests)
+
+    def add(self, request: Request) -> None:
+        """Puts a request at the end of its line.
+
+        Raises:
+            InputError: It is larger than the queue.
+            Overloaded: There is no room now.
+        """
+        job = request.job
+        num_rows, num_bytes = job.num_rows, job.num_bytes
+        if self._num_rows + num_rows > self.max_rows or self._num_bytes + num_bytes > self.max_bytes:
+            if num_rows > self.max_rows or num_bytes > self.max_bytes:
+                raise InputError(
+                    f"{job.program.name}: {num_rows} rows ({num_bytes} bytes) never fit a queue of "
+                    f"{self.max_rows} rows ({self.max_bytes} bytes); send it in parts"
+                )
+            raise Overloaded(
+                f"{job.program.name}: no room for {num_rows} rows beside the {self._num_rows} that wait"
+            )
+        line = self._lines.get(id(job.program))
+        if line is None:
+            line = self._lines[id(job.program)] = _Line()
+        line.requests[request] = None
+        line.num_rows += num_rows
+        self._num_rows += num_rows
+        self._num_bytes += num_bytes
+        if request.deadline is not None:
+            self._watch(request)
+
+    def remove(self, request: Request) -> None:
+        """Takes what is left of a request out, if it waits."""
+        line = self._lines.get(id(request.job.program))
+        if line is not None and request in line.requests:
+            self._shrink(line, [(request, request.num_taken, request.job.num_rows)])
+
+    def take(self, first: Request, num_rows: int) -> list[Span]:
+        """Takes rows from the head of a line.
+
+        Args:
+            first: The request at its head.
+            num_rows: How many, at most those that wait there.
+        """
+        line = self._lines[id(first.job.program)]
+        spans = []
+        for request in line.requests:
+            start = request.num_taken
+            stop = request.num_taken = min(start + num_rows, request.job.num_rows)
+            spans.append((request, start, stop))
+            num_rows -= stop - start
+            if not num_rows:
+                break
+        self._shrink(line, spans)
+        return spans
+
+    def heads(self) -> list[tuple[Request, int]]:
+        """The first request of each line and the rows that wait in it, the oldest line first."""
+        heads = [(line.first, line.num_rows) for line in self._lines.values()]
+        return sorted(heads, key=lambda head: head[0].submitted) if len(heads) > 1 else heads
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `expired` may next have something, on the clock of `time.perf_counter`."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def expired(self) -> list[Request]:
+        """Requests whose deadline is over before any of their rows was taken; they wait until removed."""
+        expired = []
+        if not self._lines:
+            self._deadlines.clear()
+        now = time.perf_counter() if self._deadlines else 0.0
+        while self._deadlines and self._deadlines[0][0] <= now:
+            request = heapq.heappop(self._deadlines)[2]
+            if not request.ended and not request.num_taken:
+                expired.append(request)
+        return expired
+
+    def _shrink(self, line: _Line, spans: list[Span]) -> None:
+        program = spans[0][0].job.program
+        num_rows = sum([stop - start for _, start, stop in spans])
+        line.num_rows -= num_rows
+        self._num_rows -= num_rows
+        self._num_bytes -= num_rows * program.bytes_per_row
+        for request, _, stop in spans:
+            if stop == request.job.num_rows:
+                del line.requests[request]
+        if not line.requests:
+            del self._lines[id(program)]
+
+    def _watch(self, request: Request) -> None:
+        """Remembers a deadline, and forgets those of requests that wait no more when they are many."""
+        heapq.heappush(self._deadlines, (request.deadline or 0.0, next(self._order), request))
+        if len(self._deadlines) > 64 + 2 * sum(len(line.requests) for line in self._lines.values()):
+            self._deadlines = [
+                entry for entry in self._deadlines if not entry[2].ended and not entry[2].num_taken
+            ]
+            heapq.heapify(self._deadlines)

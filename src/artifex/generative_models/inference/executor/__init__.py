@@ -1,0 +1,1 @@
+"""The executor: everything that compiles, pads, shards, places and transfers."""

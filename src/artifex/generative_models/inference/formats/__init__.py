@@ -1,0 +1,1 @@
+"""Directories that models are loaded from and exported to."""

@@ -1,0 +1,115 @@
+"""Trained models to disk, in a form that names everything needed to run them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifex.generative_models.core.config import model_type_of, write_json
+from artifex.generative_models.core.endpoint import ExportableModel
+from artifex.generative_models.core.errors import ExportError, InputTypeError
+from artifex.generative_models.inference.formats.loading import check_image_range
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def export_model(
+    model: nnx.Module,
+    export_dir: str | PathLike[str],
+    *,
+    step: int,
+    training_steps: int,
+    final_loss: float,
+    image_range: Sequence[float] = (0.0, 1.0),
+    **metadata: Any,
+) -> Path:
+    """Writes a model as an export directory: `config.json`, `metadata.json`, `checkpoints/`.
+
+    The directory is written under a temporary name and put in place by one rename, so nobody ever
+    sees half an export, and an export that was there stays whole until the new one is.
+
+    Args:
+        model: A model of an installed family.
+        export_dir: Where to write. An export that is there is replaced; anything else is refused.
+        step: Name of the checkpoint, from 0.
+        training_steps: How many steps the model was trained for.
+        final_loss: Loss at the end of training; finite.
+        image_range: Range of the model's pixel values, (0, 1) or (-1, 1).
+        **metadata: More facts for `metadata.json`: dataset, licence, measured quality.
+
+    Returns:
+        The export directory.
+
+    Raises:
+        InputTypeError: The model has no `endpoints()` or no `config`.
+        UnknownModelTypeError: The model's class is no installed family.
+        ConfigError: A fact has no form in JSON.
+        ExportError: Something that is not an export stands at `export_dir`.
+    """
+    from artifex.generative_models.core.checkpointing import (  # importing it imports Flax and Orbax
+        save_checkpoint,
+        setup_checkpoint_manager,
+    )
+
+    if not isinstance(model, ExportableModel):
+        raise InputTypeError(
+            f"{type(model).__name__} has no endpoints() and config; both are needed to export it"
+        )
+    target = Path(export_dir).expanduser().absolute()
+    if os.path.lexists(target) and not (target / "metadata.json").is_file():
+        raise ExportError(f"{target} exists and is not an export; remove it or choose another name")
+    facts = {
+        "model_type": model_type_of(model),
+        "step": step,
+        "training_steps": training_steps,
+        "final_loss": final_loss,
+        "image_range": list(check_image_range(image_range)),
+        **metadata,
+        "versions": {name: version(name) for name in ("artifex", "jax", "flax", "orbax-checkpoint")},
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        write_json(temporary / "config.json", model.config)
+        write_json(temporary / "metadata.json", facts)
+        manager, _ = setup_checkpoint_manager(temporary / "checkpoints")
+        with manager:
+            save_checkpoint(manager, model, step)
+        for marker in temporary.rglob("commit_success.txt"):
+            marker.write_text("")  # Orbax writes this machine's path into it; an export is to be shared
+        _put_in_place(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Gives `temporary` the name `target`; what was there takes the temporary name."""
+    if not target.exists():
+        temporary.rename(target)
+    elif not _exchange(temporary, target):
+        previous = target.with_name(f".{target.name}.{os.getpid()}.previous")
+        target.rename(previous)
+        temporary.rename(target)
+        shutil.rmtree(previous)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swaps two directories in one step; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    return renameat2(_AT_FDCWD, bytes(a), _AT_FDCWD, bytes(b), _RENAME_EXCHANGE) == 0

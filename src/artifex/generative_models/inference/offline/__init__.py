@@ -1,0 +1,1 @@
+"""Jobs of any length, in constant memory, from and to disk."""

@@ -1,0 +1,206 @@
+"""Batch inference: any number of rows from memory, from disk or from an iterator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from artifex.generative_models.core.devices import DeviceManager
+from artifex.generative_models.core.endpoint import Model, sample_key
+from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.inference.executor.executor import Executor, executor_for
+from artifex.generative_models.inference.executor.jobs import aligned_empty
+from artifex.generative_models.inference.offline.chunks import Rows, collect, num_rows, row_chunks
+from artifex.generative_models.inference.offline.progress import track_rows
+
+if TYPE_CHECKING:
+    from flax import nnx
+    from jaxtyping import Array, Float
+    from numpy.typing import NDArray
+
+
+def batch_encode_images(
+    model: Model | Executor,
+    images: Rows,
+    batch_size: int | None = None,
+    *,
+    out: NDArray[np.floating] | None = None,
+    progress: bool = False,
+) -> Float[Array, "rows latent"] | NDArray[np.floating]:
+    """Encodes pictures in batches, to the means of their posteriors.
+
+    Args:
+        model: A model with an `encode` endpoint, or an executor of one.
+        images: Pictures [rows, H, W, C] in the model's range: a NumPy or JAX array, memory-mapped or
+            not, or an iterable of such arrays.
+        batch_size: Rows a batch; None is what `tune` found, or 64.
+        out: Array [rows, latent] to write into, for results that memory cannot hold; it is returned.
+        progress: Shows a bar on stderr.
+
+    Raises:
+        InputError: No rows, a wrong shape, values that are not finite, or an `out` that does not fit.
+        InputTypeError: A wrong dtype, uint8 among them: scale pictures first, or use an `InferencePipeline`.
+    """
+    executor = executor_for(model, batch_size=batch_size)
+    return _encode(executor, images, batch_size, out, progress)
+
+
+def batch_generate_samples(
+    model: Model | Executor,
+    num_samples: int,
+    batch_size: int | None = None,
+    *,
+    rngs: nnx.Rngs,
+    temperature: float = 1.0,
+    out: NDArray[np.floating] | None = None,
+    progress: bool = False,
+) -> Float[Array, "rows h w c"] | NDArray[np.floating]:
+    """Draws samples in batches.
+
+    Sample i depends on the generators and on i alone, not on the batch size or the number of samples.
+
+    Args:
+        model: A model with a `generate` endpoint, or an executor of one.
+        num_samples: How many, from 1.
+        batch_size: Rows a batch; None is what `tune` found, or 64.
+        rngs: Random number generators; one `sample` key is drawn.
+        temperature: Standard deviation of the prior's noise, from 0; 1 is the model's own.
+        out: Array [rows, H, W, C] to write into, for results that memory cannot hold; it is returned.
+        progress: Shows a bar on stderr.
+
+    Raises:
+        InputError: No samples, a negative or infinite temperature, or an `out` that does not fit.
+    """
+    executor = executor_for(model, batch_size=batch_size)
+    inputs, key = sampling_inputs(executor, num_samples, temperature), sample_key(rngs)
+    if out is None and not progress:
+        return executor("generate", inputs, key=key, num_rows=num_samples)["x"]
+    chunks = generate_chunks(executor, num_samples, batch_size, key, temperature)
+    samples = collect(_tracked(chunks, num_samples, "generate", progress), num_samples, out, aligned_empty)
+    return executor.place(samples) if out is None else out
+
+
+def parallel_batch_inference(
+    model: Model,
+    images: Rows,
+    num_devices: int | None = None,
+    *,
+    batch_size: int = 32,
+    out: NDArray[np.floating] | None = None,
+    progress: bool = False,
+) -> Float[Array, "rows latent"] | NDArray[np.floating]:
+    """Encodes pictures on several devices at once; no row is dropped, whatever their number.
+
+    Args:
+        model: A model with an `encode` endpoint.
+        images: As for `batch_encode_images`.
+        num_devices: The first so many devices; None is all.
+        batch_size: Rows a batch on each device.
+        out: As for `batch_encode_images`.
+        progress: Shows a bar on stderr.
+
+    Raises:
+        InputError: There are not so many devices; or as for `batch_encode_images`.
+    """
+    mesh = DeviceManager().mesh(num_devices)
+    rows = batch_size * mesh.size
+    executor = executor_for(model, batch_size=rows, mesh=mesh)
+    return _encode(executor, images, rows, out, progress)
+
+
+def memory_efficient_inference(
+    model: Model | Executor, images: Rows, batch_size: int = 16, *, progress: bool = False
+) -> NDArray[np.floating]:
+    """Encodes pictures with as little device memory as a batch needs; the results stay on the host.
+
+    Args:
+        model: A model with an `encode` endpoint, or an executor of one.
+        images: As for `batch_encode_images`.
+        batch_size: Rows a batch; small means little memory.
+        progress: Shows a bar on stderr.
+
+    Returns:
+        Latents [rows, latent], a NumPy array.
+
+    Raises:
+        InputError: As for `batch_encode_images`.
+    """
+    DeviceManager().cleanup()
+    executor = executor_for(model, batch_size=batch_size)
+    total = num_rows(images)
+    chunks = _tracked(encode_chunks(executor, images, batch_size), total, "encode", progress)
+    return collect(chunks, total, None, aligned_empty)
+
+
+def sampling_inputs(executor: Executor, num_samples: int, temperature: float) -> dict[str, float]:
+    """Checked inputs of `generate`; a family without a temperature takes 1 and nothing else.
+
+    Raises:
+        InputError: No samples, or a temperature that is negative, not finite, or not taken.
+    """
+    if num_samples < 1:
+        raise InputError(f"num_samples: expected at least 1, got {num_samples}")
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature: expected a finite number from 0, got {temperature}")
+    if "generate" not in executor.endpoints:
+        raise InputError(f"no endpoint 'generate'; there are {', '.join(executor.endpoints)}")
+    if "temperature" in executor.endpoints["generate"].inputs:
+        return {"temperature": temperature}
+    if temperature != 1:
+        raise InputError(f"temperature: this model takes none, got {temperature}")
+    return {}
+
+
+def generate_chunks(
+    executor: Executor,
+    num_samples: int,
+    batch_size: int | None,
+    key: Array,
+    temperature: float,
+    first_row: int = 0,
+) -> Iterator[NDArray[np.floating]]:
+    """Samples `first_row` to `num_samples` of a job, a batch at a time.
+
+    Args:
+        executor: Of a model with a `generate` endpoint.
+        num_samples: Samples in the whole job.
+        batch_size: Rows a batch; None is the executor's largest.
+        key: The job's key.
+        temperature: Standard deviation of the prior's noise.
+        first_row: Where a job that was stopped goes on.
+    """
+    inputs = sampling_inputs(executor, num_samples, temperature)
+    batch_size = batch_size or executor.batch_sizes_of("generate")[-1]
+    sizes = (min(batch_size, num_samples - row) for row in range(first_row, num_samples, batch_size))
+    chunks = (
+        {name: np.full(size, value, np.float32) for name, value in inputs.items()} or size for size in sizes
+    )
+    return (outputs["x"] for outputs in executor.map("generate", chunks, key=key, first_row=first_row))
+
+
+def encode_chunks(executor: Executor, images: Rows, batch_size: int | None) -> Iterator[NDArray[np.floating]]:
+    """Means of the posteriors of pictures, a batch at a time; None is the executor's largest."""
+    rows = batch_size or executor.batch_sizes_of("encode")[-1]
+    chunks = ({"x": chunk} for chunk in row_chunks(images, rows))
+    return (outputs["mean"] for outputs in executor.map("encode", chunks))
+
+
+def _encode(
+    executor: Executor, images: Rows, batch_size: int | None, out: NDArray[Any] | None, progress: bool
+) -> Any:
+    in_memory = isinstance(images, np.ndarray | jax.Array) and not isinstance(images, np.memmap)
+    if in_memory and out is None and not progress:
+        return executor("encode", {"x": images})["mean"]
+    total = num_rows(images)
+    chunks = _tracked(encode_chunks(executor, images, batch_size), total, "encode", progress)
+    latents = collect(chunks, total, out, aligned_empty)
+    return executor.place(latents) if out is None else out
+
+
+def _tracked(
+    chunks: Iterable[NDArray[Any]], total: int | None, description: str, progress: bool
+) -> Iterable[NDArray[Any]]:
+    return track_rows(chunks, total, description) if progress else chunks

@@ -1,0 +1,148 @@
+"""Where tuning looks for the fastest way to run an endpoint, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from artifex.generative_models.inference.executor.settings import Setting
+
+TURNED = 0.95  # a curve has turned where two sizes in a row stay below this share of its best
+_MIN_PART = 4  # rows of a micro-batch
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run an endpoint.
+
+    Args:
+        batch_size: Rows a batch.
+        setting: How the batch size is compiled.
+        executions_in_flight: Batches under way at once.
+    """
+
+    batch_size: int
+    setting: Setting
+    executions_in_flight: int
+
+
+@dataclass(frozen=True)
+class Space:
+    """All the ways to run an endpoint that come into question.
+
+    Args:
+        batch_sizes: Ascending.
+        fusion: Choices for `Setting.fusion`.
+        micro_batches: Choices for `Setting.micro_batches`, ascending from 1.
+        executions_in_flight: Choices, the usual one first.
+    """
+
+    batch_sizes: Sequence[int]
+    fusion: Sequence[bool]
+    micro_batches: Sequence[int]
+    executions_in_flight: Sequence[int]
+
+    def __iter__(self) -> Iterator[Candidate]:
+        for size in self.batch_sizes:
+            for fusion in self.fusion:
+                for parts in self.micro_batches:
+                    if self.splits(size, parts):
+                        for count in self.executions_in_flight:
+                            yield Candidate(size, Setting(fusion, parts), count)
+
+    def splits(self, batch_size: int, parts: int) -> bool:
+        """Whether a batch may be cut into so many micro-batches."""
+        return parts == 1 or (batch_size % parts == 0 and batch_size // parts >= _MIN_PART)
+
+
+Measure = Callable[[Candidate], float | None]
+
+
+def search(space: Space, measure: Measure) -> None:
+    """Finds the fastest candidate without trying them all.
+
+    Batch sizes are doubled until the rate falls. From the best one found, one thing at a time is changed and
+    what is faster is kept: fusion, also at half and twice the size for as long as that is faster still; the
+    batch sizes between those tried; the number of micro-batches, alone and with larger batches; and the
+    executions in flight.
+
+    Args:
+        space: What may be tried.
+        measure: Rows a second of a candidate; None where it does not fit the device, and then no larger
+            batch is tried. Asked at most once about each.
+    """
+    rates: dict[Candidate, float] = {}
+    best: Candidate | None = None
+    fits = space.batch_sizes[-1]  # no larger batch is tried
+
+    def try_out(candidate: Candidate) -> None:
+        nonlocal best, fits
+        if candidate in rates or candidate.batch_size > fits:
+            return
+        rate = measure(candidate)
+        if rate is None:
+            fits = candidate.batch_size - 1
+            return
+        rates[candidate] = rate
+        if best is None or rate > rates[best]:
+            best = candidate
+
+    ladder = list(_doubling(space.batch_sizes))
+    curve: list[float] = []
+    for size in ladder:
+        candidate = Candidate(size, Setting(space.fusion[0]), space.executions_in_flight[0])
+        try_out(candidate)
+        if candidate not in rates:
+            break
+        curve.append(rates[candidate])
+        if max(curve[-2:]) < TURNED * max(curve):
+            break
+    if best is None:
+        return
+    for fusion in space.fusion[1:]:
+        other = replace(best, setting=Setting(fusion))
+        at = ladder.index(other.batch_size)
+        for sizes in (ladder[at:], ladder[at::-1]):
+            last = 0.0
+            for size in sizes:
+                candidate = replace(other, batch_size=size)
+                try_out(candidate)
+                if rates.get(candidate, 0.0) <= last:
+                    break
+                last = rates[candidate]
+    while middles := [size for size in _between(space.batch_sizes, best, rates) if size <= fits]:
+        for candidate in [replace(best, batch_size=size) for size in middles]:
+            try_out(candidate)
+    base = best
+    for parts in space.micro_batches[1:]:
+        for size in (base.batch_size, parts * base.batch_size):
+            if size in space.batch_sizes and space.splits(size, parts):
+                try_out(replace(base, batch_size=size, setting=replace(base.setting, micro_batches=parts)))
+    for count in space.executions_in_flight[1:]:
+        try_out(replace(best, executions_in_flight=count))
+
+
+def _doubling(sizes: Sequence[int]) -> Iterator[int]:
+    """The first size, then each that is at least twice the one before, and the last."""
+    previous = 0
+    for size in sizes:
+        if size >= 2 * previous or size == sizes[-1]:
+            yield size
+            previous = size
+
+
+def _between(sizes: Sequence[int], best: Candidate, rates: dict[Candidate, float]) -> list[int]:
+    """The sizes halfway from the best one to those tried on either side of it."""
+    tried = {
+        candidate.batch_size for candidate in rates if replace(candidate, batch_size=best.batch_size) == best
+    }
+    at = sizes.index(best.batch_size)
+    middles = []
+    for step in (-1, 1):
+        reach = at + step
+        while 0 <= reach < len(sizes) and sizes[reach] not in tried:
+            reach += step
+        middle = (at + reach) // 2 if step > 0 else -(-(at + reach) // 2)
+        if 0 <= middle < len(sizes) and sizes[middle] not in tried:
+            middles.append(sizes[middle])
+    return middles

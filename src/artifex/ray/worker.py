@@ -1,0 +1,179 @@
+"""The processes of a job: each holds a model, and writes the shards that come to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from artifex.generative_models.core.endpoint import sample_key
+from artifex.generative_models.core.errors import ArtifexError, OutputError
+from artifex.generative_models.inference.cache import enable_compilation_cache
+from artifex.generative_models.inference.offline.identity import job_identity
+from artifex.generative_models.inference.offline.parquet_inputs import Inputs, Pictures
+from artifex.generative_models.inference.offline.parts import Place
+from artifex.generative_models.inference.offline.sources import PictureFiles
+from artifex.generative_models.inference.pipeline import InferencePipeline, load_cached_pipeline
+from artifex.ray.cluster import import_ray
+from artifex.ray.cores import claimed_cores
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an actor needs to open its model.
+
+    Args:
+        model: A bundled name, or an absolute path.
+        endpoint: "encode" or "generate".
+        batch_size: Rows a batch; None is what `tune` found, or 64.
+        dtype: Of the computation.
+        num_cpus: That Ray gives an actor.
+        num_gpus: That Ray gives an actor.
+    """
+
+    model: str
+    endpoint: Literal["encode", "generate"]
+    batch_size: int | None
+    dtype: str | None
+    num_cpus: float
+    num_gpus: float
+
+    def device(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps this process to the devices that Ray gave it; before JAX looks for any."""
+        if self.num_gpus:
+            if self.num_gpus < 1:  # JAX would take three quarters of the memory
+                os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 * self.num_gpus:.3f}")
+            return contextlib.nullcontext()
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        return claimed_cores(int(self.num_cpus)) if self._owns_cores() else contextlib.nullcontext()
+
+    def open(self) -> InferencePipeline:
+        """The model."""
+        enable_compilation_cache()
+        pipeline = load_cached_pipeline(self.model, batch_size=self.batch_size, dtype=self.dtype)
+        size = pipeline.executor.batch_sizes_of(self.endpoint)[-1]
+        pipeline.executor.warmup([self.endpoint], [size])
+        return pipeline
+
+    def _owns_cores(self) -> bool:
+        """Whether cores can be shared out: whole ones, of a machine whose every core is Ray's."""
+        if sys.platform != "linux" or self.num_cpus < 1 or self.num_cpus % 1:
+            return False
+        ray = import_ray()
+        here = ray.get_runtime_context().get_node_id()
+        (node,) = [node for node in ray.nodes() if node["NodeID"] == here]
+        return node["Resources"].get("CPU") == len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an actor does with its model.
+
+    Args:
+        identity: What its rows must depend on, as `job_identity` tells it.
+        place: Where they go.
+        inputs: Pictures to encode; None generates.
+        pictures: Their identity.
+        seed: Of the samples.
+        temperature: Of the samples.
+    """
+
+    identity: dict[str, Any]
+    place: Place
+    inputs: Inputs | None = None
+    pictures: Any = None
+    seed: int = 0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the driver must know of a model, which it does not load itself: it may have no such device."""
+
+    identity: dict[str, Any]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    output_dtype: str
+
+
+class Worker:
+    """An actor: a model, to which shards come.
+
+    What can go wrong on purpose comes back as a row, so that the driver raises it as it is.
+    """
+
+    def __init__(self, setup: Setup, task: Task):
+        self._task = task
+        self._failure: Exception | None = None
+        self._device = contextlib.ExitStack()
+        try:
+            self._device.enter_context(setup.device())
+            self._pipeline = setup.open()
+            self._pictures = self._checked(setup)
+        except (ArtifexError, OSError) as error:
+            self._failure = error
+
+    def __call__(self, shards: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Writes shards, which come one at a time."""
+        begun = time.perf_counter()
+        (start,), (stop,) = shards["start"].tolist(), shards["stop"].tolist()
+        try:
+            if self._failure is not None:
+                raise self._failure
+            self._task.place.write(start, stop, self._rows(start, stop))
+        except (ArtifexError, OSError) as error:
+            return {**shards, "seconds": [0.0], "failure": [pickle.dumps(error)]}
+        return {**shards, "seconds": [time.perf_counter() - begun], "failure": [b""]}
+
+    def _rows(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        if self._pictures is not None:
+            return self._pipeline.encode_chunks(self._pictures.rows(start, stop))
+        key = sample_key(self._task.seed)
+        temperature = self._task.temperature
+        return self._pipeline.generate_chunks(stop, key=key, temperature=temperature, first_row=start)
+
+    def _checked(self, setup: Setup) -> Pictures | None:
+        """The pictures, if they and the model are those of the other machines."""
+        ours = job_identity(self._pipeline, setup.endpoint, setup.dtype)
+        theirs = self._task.identity
+        changed = [
+            f"{name} is {ours[name]} here and was {theirs[name]}"
+            for name in ours
+            if ours[name] != theirs[name]
+        ]
+        pictures = None
+        if self._task.inputs is not None:
+            pictures = self._task.inputs.open(self._pipeline.executor.spec(setup.endpoint)[0]["x"].shape)
+            # Files are named one by one; to look at each again would take a long time where there are many.
+            is_list = isinstance(pictures, PictureFiles)
+            if not is_list and pictures.identity() != self._task.pictures:
+                changed.append(f"the pictures are {pictures.identity()} here and were {self._task.pictures}")
+        if changed:
+            raise OutputError(
+                f"{platform.node()} would write other rows than the machine that began the job: "
+                f"{'; '.join(changed)}; give all machines the same files"
+            )
+        return pictures
+
+
+def describe(setup: Setup) -> Facts | Exception:
+    """Loads a model and tells of it, or why it cannot."""
+    try:
+        with setup.device():
+            pipeline = setup.open()
+            inputs, outputs = pipeline.executor.spec(setup.endpoint)
+            identity = job_identity(pipeline, setup.endpoint, setup.dtype)
+            if setup.endpoint == "generate":
+                return Facts(identity, (), outputs["x"].shape, "uint8")
+            mean = outputs["mean"]
+            return Facts(identity, inputs["x"].shape, mean.shape, np.dtype(mean.dtype).name)
+    except (ArtifexError, OSError) as error:
+        return error

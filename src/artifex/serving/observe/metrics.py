@@ -1,0 +1,115 @@
+"""Counters for Prometheus, read when they are asked for, so that requests pay nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from artifex.generative_models.inference.batching.stats import BatcherStats
+from artifex.serving.plane.dataplane import DataPlane
+
+_LABELS = ("model", "version")
+_MICROSECONDS = 1e6
+
+# What Triton's dashboards ask for.
+_COUNTERS: dict[str, tuple[str, Callable[[BatcherStats], float]]] = {
+    "nv_inference_request_success": ("Requests answered", lambda s: s.requests),
+    "nv_inference_count": ("Rows computed", lambda s: s.rows),
+    "nv_inference_exec_count": ("Batches run", lambda s: s.batches),
+    "nv_inference_request_duration_us": (
+        "Time from the queue to the answer",
+        lambda s: _MICROSECONDS * s.request_seconds,
+    ),
+    "nv_inference_queue_duration_us": ("Time in the queue", lambda s: _MICROSECONDS * s.queue_seconds),
+    "nv_inference_compute_input_duration_us": (
+        "Time to put batches together",
+        lambda s: _MICROSECONDS * s.input_seconds,
+    ),
+    "nv_inference_compute_infer_duration_us": (
+        "Time to execute batches",
+        lambda s: _MICROSECONDS * s.infer_seconds,
+    ),
+    "nv_inference_compute_output_duration_us": (
+        "Time to share out what batches gave",
+        lambda s: _MICROSECONDS * s.output_seconds,
+    ),
+    "nv_inference_request_failure": (
+        "Requests that ended with an error",
+        lambda s: s.failed + s.expired + s.overloaded,
+    ),
+    "artifex_requests_cancelled": ("Requests that their clients gave up", lambda s: s.cancelled),
+    "artifex_requests_expired": ("Requests that waited too long", lambda s: s.expired),
+    "artifex_requests_overloaded": ("Requests that a full queue refused", lambda s: s.overloaded),
+}
+_GAUGES: dict[str, tuple[str, Callable[[BatcherStats], float]]] = {
+    "nv_inference_pending_request_count": ("Requests that wait", lambda s: s.queued_requests),
+    "artifex_queue_rows": ("Rows that wait", lambda s: s.queued_rows),
+    "artifex_rows_in_flight": ("Rows that are computed now", lambda s: s.rows_in_flight),
+}
+
+
+class Metrics:
+    """The counters of a server.
+
+    Args:
+        plane: Whose.
+    """
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, plane: DataPlane):
+        self._registry = CollectorRegistry()
+        self._registry.register(_ModelCollector(plane))
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        """The counters as they are now, in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+
+class _ModelCollector(Collector):
+    def __init__(self, plane: DataPlane):
+        self._plane = plane
+
+    def collect(self) -> Iterator[Metric]:
+        """The counters of each endpoint of each model and version."""
+        entries = self._plane.repository.entries.values()
+        found = [
+            ((f"{entry.name}.{endpoint}", version), stats)
+            for entry in entries
+            for version, by_endpoint in entry.counters().items()
+            for endpoint, stats in by_endpoint.items()
+        ]
+        for name, (doc, value) in _COUNTERS.items():
+            yield _counter(name, doc, [(labels, value(stats)) for labels, stats in found])
+        for name, (doc, value) in _GAUGES.items():
+            gauge = GaugeMetricFamily(name, doc, labels=_LABELS)
+            for labels, stats in found:
+                gauge.add_metric(labels, value(stats))
+            yield gauge
+        per_batch = SummaryMetricFamily("artifex_rows_per_batch", "Rows of a batch", labels=_LABELS)
+        for labels, stats in found:
+            per_batch.add_metric(labels, count_value=stats.batches, sum_value=stats.rows)
+        yield per_batch
+        ready = GaugeMetricFamily("artifex_model_ready", "Whether a model is loaded", labels=["model"])
+        for entry in entries:
+            ready.add_metric([entry.name], float(entry.loaded is not None))
+        yield ready
+        compiles = [
+            ((entry.name, entry.loaded.version), float(entry.loaded.executor.compile_count))
+            for entry in entries
+            if entry.loaded is not None
+        ]
+        yield _counter("artifex_compiles", "Executables compiled", compiles)
+
+
+def _counter(name: str, doc: str, values: Iterable[tuple[tuple[str, str], float]]) -> Metric:
+    """A counter that keeps its name: prometheus_client would add `_total` to it."""
+    metric = Metric(name, doc, "unknown")
+    for labels, value in values:
+        metric.add_sample(name, dict(zip(_LABELS, labels, strict=True)), value)
+    return metric

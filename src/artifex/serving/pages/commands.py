@@ -1,0 +1,112 @@
+"""Commands for people to copy: they run as they are in a shell."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+import numpy as np
+
+from artifex.serving.pages.examples import (
+    generate_example,
+    infer_example,
+    needed_inputs,
+)
+from artifex.serving.plane.served import ServedEndpoint
+
+_NUM_SAMPLES = 16
+
+
+def curl_commands(
+    base_url: str, model: str, endpoint: ServedEndpoint, max_rows: int
+) -> list[tuple[str, str]]:
+    """What to do with an endpoint, and the command for it.
+
+    The first commands of a model that draws pictures write `picture.png`, which later ones read.
+
+    Args:
+        base_url: Where the server is.
+        model: The name that requests give.
+        endpoint: The endpoint.
+        max_rows: Rows of one request.
+    """
+    url = f"{base_url}/v2/models/{model}"
+    png = ["-H", "Accept: image/png"] if endpoint.picture_outputs else []
+    if not needed_inputs(endpoint):
+        return _draws(url, endpoint, png, min(_NUM_SAMPLES, max_rows))
+    file = f"{endpoint.name}.png"
+    saved = [*png, "-o", file] if png else []
+    if len(endpoint.picture_inputs) == 1 and len(needed_inputs(endpoint)) == 1:
+        (name,) = endpoint.picture_inputs
+        upload = ["--data-binary", "@picture.png", "-H", "Content-Type: image/png"]
+        both = ["-F", f"{name}=@picture.png"] * min(2, max_rows)
+        return [
+            ("A picture file of any size", _curl(f"{url}/generate?resize=true", *upload, *saved)),
+            ("Several picture files, as JSON", _curl(f"{url}/generate", *both)),
+        ]
+    body = generate_example(endpoint)
+    if body is None:
+        return []
+    commands = [("JSON", _curl(f"{url}/generate", "-d", _json(body)))]
+    if png:
+        commands.append(("A picture file", _curl(f"{url}/generate", "-d", _json(body), *saved)))
+    return commands
+
+
+def tritonclient_snippet(base_url: str, model: str, endpoint: ServedEndpoint) -> str:
+    """Python that runs an endpoint by way of `tritonclient[http]`."""
+    scheme, _, address = base_url.partition("://")
+    where = repr(address) + (", ssl=True" if scheme == "https" else "")
+    lines = [
+        "import numpy as np",
+        "import tritonclient.http as triton",
+        "",
+        f"client = triton.InferenceServerClient({where})",
+        "inputs = []",
+    ]
+    metadata = {tensor["name"]: tensor for tensor in endpoint.tensors[0]}
+    for name in [*needed_inputs(endpoint), *(["seed"] if endpoint.draws else [])]:
+        shape = [4, *metadata[name]["shape"][1:]]
+        datatype = metadata[name]["datatype"]
+        rows = "np.arange(4)" if name == "seed" else f"np.zeros({shape}, {_dtype(endpoint, name)})"
+        lines += [
+            f"inputs.append(triton.InferInput({name!r}, {shape}, {datatype!r}))",
+            f"inputs[-1].set_data_from_numpy({rows})",
+        ]
+    lines += [
+        f"result = client.infer({model!r}, inputs)",
+        *(f"print(result.as_numpy({name!r}).shape)" for name in endpoint.outputs),
+    ]
+    return "\n".join(lines)
+
+
+def _draws(url: str, endpoint: ServedEndpoint, png: list[str], num_samples: int) -> list[tuple[str, str]]:
+    """Commands for an endpoint that needs no input."""
+    seed = {"seed": 1} if endpoint.draws else {}
+    many, few, one = (_json({"num_samples": n, **seed}) for n in (num_samples, min(4, num_samples), 1))
+    commands = [
+        ("JSON", _curl(f"{url}/generate", "-d", one)),
+        ("A row at a time", _curl(f"{url}/generate_stream", "-d", few, options="-sN")),
+        ("The protocol's own form", _curl(f"{url}/infer", "-d", _json(infer_example(endpoint)))),
+    ]
+    if not png:
+        return commands
+    return [
+        ("Pictures", _curl(f"{url}/generate", *png, "-d", many, "-o", "pictures.png")),
+        ("One picture", _curl(f"{url}/generate", *png, "-d", one, "-o", "picture.png")),
+        *commands,
+    ]
+
+
+def _curl(url: str, *arguments: str, options: str = "-s") -> str:
+    return shlex.join(["curl", options, url, *arguments])
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content)
+
+
+def _dtype(endpoint: ServedEndpoint, name: str) -> str:
+    dtype = np.dtype(endpoint.inputs[name].dtype)
+    return "np.float32" if dtype.kind == "V" else f"np.{dtype.name}"  # the client takes these for BF16

@@ -1,0 +1,73 @@
+"""Requests that work as they are, for the OpenAPI document and the pages."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from artifex.serving.plane.dataplane import DataPlane
+from artifex.serving.plane.served import ServedEndpoint
+from artifex.serving.plane.tensors import datatype_of
+
+_MAX_ELEMENTS = 64  # of a row that is written out
+
+
+def all_endpoints(plane: DataPlane) -> dict[str, ServedEndpoint]:
+    """The endpoints that are loaded, by `model.endpoint`, `generate` first.
+
+    Without those whose name another model has: requests by that name go there.
+    """
+    entries = plane.repository.entries
+    return {
+        f"{name}.{endpoint.name}": endpoint
+        for name, entry in entries.items()
+        if entry.loaded is not None
+        for endpoint in sorted(entry.loaded.endpoints.values(), key=lambda e: e.name != "generate")
+        if f"{name}.{endpoint.name}" not in entries
+    }
+
+
+def needed_inputs(endpoint: ServedEndpoint) -> list[str]:
+    """The inputs that a request cannot leave out."""
+    return [name for name in endpoint.inputs if not endpoint.is_optional(name)]
+
+
+def generate_example(endpoint: ServedEndpoint) -> dict[str, Any] | None:
+    """A body for generate; None where an input is too long to read."""
+    rows = _rows(endpoint)
+    if rows is None:
+        return None
+    body: dict[str, Any] = {name: [row] for name, row in rows.items()}
+    if not any(spec.shape for spec in endpoint.inputs.values()):
+        body["num_samples"] = 1
+    return {**body, "seed": 1} if endpoint.draws else body
+
+
+def infer_example(endpoint: ServedEndpoint) -> dict[str, Any] | None:
+    """A body for infer; None where an input is too long to read."""
+    rows = _rows(endpoint)
+    if rows is None:
+        return None
+    tensors = [_tensor(endpoint, name, row) for name, row in rows.items()]
+    if endpoint.draws:
+        tensors.append({"name": "seed", "shape": [1], "datatype": "INT64", "data": [1]})
+    return {"inputs": tensors}
+
+
+def _tensor(endpoint: ServedEndpoint, name: str, row: Any) -> dict[str, Any]:
+    spec = endpoint.inputs[name]
+    datatype = datatype_of(np.dtype(spec.dtype))
+    return {"name": name, "shape": [1, *spec.shape], "datatype": datatype, "data": [row]}
+
+
+def _rows(endpoint: ServedEndpoint) -> dict[str, Any] | None:
+    """A row of zeros for each input that is needed."""
+    specs = {name: endpoint.inputs[name] for name in needed_inputs(endpoint)}
+    if any(math.prod(spec.shape) > _MAX_ELEMENTS for spec in specs.values()):
+        return None
+    return {
+        name: np.zeros(spec.shape, bool if np.dtype(spec.dtype) == bool else int).tolist()
+        for name, spec in specs.items()
+    }

@@ -1,0 +1,1 @@
+"""What requests mean, whatever protocol they come by."""

@@ -1,0 +1,296 @@
+"""What requests mean, whatever protocol they come by: they are checked, queued and answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from artifex.generative_models.core.errors import ArtifexError, InputError
+from artifex.serving.http.codec import InferRequest, InferResponse, Parameters
+from artifex.serving.plane.pictures import decode_pictures
+from artifex.serving.plane.repository import Repository
+from artifex.serving.plane.seeds import MAX_SEED, FreshSeeds
+from artifex.serving.plane.served import LoadedModel, ServedEndpoint, is_picture
+from artifex.serving.plane.statuses import NotFoundError, NotReadyError, TooLargeError
+from artifex.serving.plane.tensors import as_dtype, short
+
+
+@dataclass(slots=True)
+class Call:
+    """A checked request, ready for its model's queue.
+
+    Args:
+        request: The request.
+        loaded: The model.
+        endpoint: The endpoint.
+        inputs: Its inputs; scalars stand for all rows.
+        options: Static options.
+        num_rows: Rows in all.
+        seed: None where nothing is drawn; one integer for all rows, or one a row.
+        key: Words of the seed's key, where they are known.
+        timeout: Seconds until it is given up if none of its rows is under way.
+    """
+
+    request: InferRequest
+    loaded: LoadedModel
+    endpoint: ServedEndpoint
+    inputs: dict[str, Any]
+    options: dict[str, Any]
+    num_rows: int
+    seed: int | list[int] | None
+    key: np.ndarray | None
+    timeout: float | None
+
+    def submit(self, start: int = 0, stop: int | None = None) -> asyncio.Future[dict[str, np.ndarray]]:
+        """Queues rows, by default all.
+
+        Args:
+            start: The first row.
+            stop: The row after the last; None is the end.
+        """
+        stop = self.num_rows if stop is None else stop
+        inputs, seed = self.inputs, self.seed
+        if stop - start != self.num_rows:
+            inputs = {name: x[start:stop] if np.ndim(x) else x for name, x in inputs.items()}
+            seed = seed[start:stop] if isinstance(seed, list) else seed
+        try:
+            return self.loaded.batcher.submit_async(
+                self.endpoint.name,
+                inputs,
+                seed=seed if self.key is None else None,
+                key=self.key,
+                num_rows=stop - start,
+                first_row=0 if isinstance(seed, list) else start,
+                outputs=self.request.outputs,
+                timeout=self.timeout,
+                **self.options,
+            )
+        except InputError:
+            self.loaded.refused[self.endpoint.name] += 1
+            raise
+
+    def finished(self) -> None:
+        """Notes that it has been answered."""
+        self.loaded.last_inference = int(1e3 * time.time())
+
+    def response(self, outputs: dict[str, np.ndarray]) -> InferResponse:
+        """The response to a request."""
+        self.finished()
+        request, loaded = self.request, self.loaded
+        parameters: Parameters = {"seed": self.seed} if isinstance(self.seed, int) else {}
+        return InferResponse(request.model, loaded.version, request.id, parameters, outputs)
+
+
+class DataPlane:
+    """Decides what requests mean.
+
+    Args:
+        repository: The models.
+        max_rows: Rows of one request.
+        timeout: Seconds that a request may wait, unless it says otherwise; None is for ever.
+    """
+
+    def __init__(self, repository: Repository, *, max_rows: int, timeout: float | None):
+        self.repository = repository
+        self.max_rows = max_rows
+        self.timeout = timeout
+        self.draining = False
+        self._fresh_seeds = FreshSeeds()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken: every model is loaded, and the server does not drain."""
+        return self.repository.is_ready and not self.draining
+
+    def find(self, model: str, version: str = "") -> tuple[LoadedModel, ServedEndpoint]:
+        """The model and endpoint of a name.
+
+        Raises:
+            NotFoundError: There is no such model, endpoint or version.
+            NotReadyError: It is not loaded, or the server drains.
+        """
+        if self.draining:
+            raise NotReadyError("the server drains; send it elsewhere")
+        return self.repository.find(model, version)
+
+    def is_model_ready(self, model: str, version: str = "") -> bool:
+        """Whether requests for a model are taken.
+
+        Raises:
+            NotFoundError: There is no such model, endpoint or version.
+        """
+        try:
+            self.find(model, version)
+        except NotReadyError:
+            return False
+        return True
+
+    def call(self, request: InferRequest) -> Call:
+        """Checks a request.
+
+        Raises:
+            NotFoundError: As for `find`.
+            NotReadyError: As for `find`.
+            InputError: A wrong input, parameter or number of rows.
+            TooLargeError: Too many rows.
+        """
+        loaded, endpoint = self.find(request.model, request.version)
+        try:
+            return self._call(request, loaded, endpoint)
+        except ArtifexError:
+            loaded.refused[endpoint.name] += 1
+            raise
+
+    async def prepare(self, request: InferRequest) -> Call:
+        """`call`, in a thread where that takes longer: to decode pictures, or to trace new options."""
+        if any(array.dtype == object for array in request.inputs.values()):
+            loaded, _ = self.find(request.model, request.version)
+            with loaded.in_use():
+                return await asyncio.to_thread(self.call, request)
+        call = self.call(request)
+        if call.options and not call.loaded.knows(call.endpoint.name, call.options):
+            with call.loaded.in_use():
+                await asyncio.to_thread(call.loaded.learn, call.endpoint.name, call.options)
+        return call
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Runs a request.
+
+        Raises:
+            ArtifexError: As for `call` and for `Batcher.submit_async`.
+        """
+        call = await self.prepare(request)
+        return call.response(await call.submit())
+
+    def count_refused(self, model: str) -> None:
+        """Counts a request that could not even be read."""
+        with contextlib.suppress(NotFoundError, NotReadyError):
+            loaded, endpoint = self.find(model)
+            loaded.refused[endpoint.name] += 1
+
+    def _call(self, request: InferRequest, loaded: LoadedModel, endpoint: ServedEndpoint) -> Call:
+        given = dict(request.inputs)
+        parameters = dict(request.parameters)
+        timeout = _timeout(parameters, self.timeout)
+        seeds = _seeds(endpoint, given.pop("seed", None), parameters.pop("seed", None))
+        num_samples = parameters.pop("num_samples", None)
+        options = _options(endpoint, parameters)
+        if parameters:
+            drawing = ["seed", "num_samples"] if endpoint.draws else []
+            known = [*drawing, "timeout", "priority", *endpoint.options]
+            raise InputError(
+                f"{request.model}: unknown parameter {short(next(iter(parameters)))}; "
+                f"it takes {', '.join(known)}"
+            )
+        inputs = {name: self._input(loaded, endpoint, name, array) for name, array in given.items()}
+        num_rows = self._num_rows(endpoint, inputs, seeds, num_samples)
+        if num_rows > 1:
+            for name, array in inputs.items():
+                if endpoint.inputs[name].shape == () and array.ndim and len(array) == 1:
+                    inputs[name] = array[0]  # for all rows
+        seed: int | list[int] | None = None
+        key = None
+        if seeds is not None:
+            seed = seeds[0] if len(seeds) == 1 else seeds
+        elif endpoint.draws:
+            seed, key = self._fresh_seeds.draw()
+        return Call(request, loaded, endpoint, inputs, options, num_rows, seed, key, timeout)
+
+    def _num_rows(
+        self, endpoint: ServedEndpoint, inputs: dict[str, np.ndarray], seeds: list[int] | None, wanted: Any
+    ) -> int:
+        """How many rows a request is for; what stands for all rows has one."""
+        per_row = [len(array) for name, array in inputs.items() if endpoint.inputs[name].shape]
+        shared = [array.size for name, array in inputs.items() if not endpoint.inputs[name].shape]
+        lengths = {*per_row, *(length for length in shared if length != 1)}
+        if seeds is not None and len(seeds) != 1:
+            lengths.add(len(seeds))
+        if wanted is not None:
+            if type(wanted) is not int or wanted < 1:
+                raise InputError(f"num_samples: expected a number from 1, got {short(wanted)}")
+            lengths.add(wanted)
+        if len(lengths) > 1:
+            raise InputError(f"{endpoint.name}: inputs of {sorted(lengths)} rows do not go together")
+        num_rows = lengths.pop() if lengths else 1
+        if num_rows > self.max_rows:
+            raise TooLargeError(
+                f"{num_rows} rows in one request; this server takes {self.max_rows}: send them in parts"
+            )
+        return num_rows
+
+    def _input(
+        self, loaded: LoadedModel, endpoint: ServedEndpoint, name: str, array: np.ndarray
+    ) -> np.ndarray:
+        """An input in the form that the executor takes."""
+        spec = endpoint.inputs.get(name)
+        if spec is None:
+            raise InputError(
+                f"{endpoint.name}: unknown input {short(name)}; it takes {', '.join(endpoint.inputs)}"
+            )
+        if spec.shape == () and array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]  # the way of clients that give every tensor two axes
+        if not array.ndim and spec.shape:
+            raise InputError(f"{endpoint.name}: {name}: expected shape {[-1, *spec.shape]}, got []")
+        if array.dtype == object:
+            if not is_picture(spec):
+                raise InputError(f"{endpoint.name}: {name}: expected numbers, got BYTES")
+            if array.size > self.max_rows:
+                raise TooLargeError(f"{array.size} rows in one request; this server takes {self.max_rows}")
+            array = decode_pictures(name, array.reshape(-1), spec)
+        if array.dtype == np.uint8 and is_picture(spec):
+            return np.asarray(loaded.pipeline.preprocess_fn(array))
+        dtype = np.dtype(spec.dtype)
+        if array.dtype == dtype or array.dtype.kind == "b" or (array.dtype.kind, dtype.kind) == ("f", "i"):
+            return array  # as it should be, or for the executor to refuse
+        return as_dtype(name, array, dtype)
+
+
+def _options(endpoint: ServedEndpoint, parameters: Parameters) -> dict[str, Any]:
+    """Takes an endpoint's static options out of a request's parameters."""
+    options: dict[str, Any] = {}
+    for name, default in endpoint.options.items():
+        if name not in parameters:
+            continue
+        value: Any = parameters.pop(name)
+        if type(default) is float and type(value) is int:
+            value = float(value)
+        if default is not None and type(value) is not type(default):
+            raise InputError(f"{name}: expected {type(default).__name__}, got {short(value)}")
+        options[name] = value
+    return options
+
+
+def _timeout(parameters: Parameters, default: float | None) -> float | None:
+    """Seconds, from the schedule policy's microseconds. Its priority is taken, and all are alike."""
+    priority = parameters.pop("priority", 0)
+    if type(priority) is not int or priority < 0:
+        raise InputError(f"priority: expected a number from 0, got {short(priority)}")
+    timeout = parameters.pop("timeout", 0)
+    if isinstance(timeout, bool | str) or not 0 <= timeout < 2**63:
+        raise InputError(f"timeout: expected microseconds from 0, got {short(timeout)}")
+    return timeout / 1e6 if timeout else default
+
+
+def _seeds(endpoint: ServedEndpoint, tensor: np.ndarray | None, parameter: Any) -> list[int] | None:
+    """The seeds of a request: one for all rows, or one a row."""
+    if tensor is None and parameter is None:
+        return None
+    if not endpoint.draws:
+        raise InputError(f"{endpoint.name} draws nothing, so it takes no seed")
+    if tensor is not None and parameter is not None:
+        raise InputError("seed: expected a tensor or a parameter, got both")
+    if tensor is None:
+        seeds = [parameter]
+    elif tensor.dtype.kind in "iu" and tensor.size and tensor.size == max(tensor.shape, default=1):
+        seeds = tensor.reshape(-1).tolist()
+    else:
+        raise InputError(f"seed: expected integers, got {tensor.dtype} of shape {list(tensor.shape)}")
+    for seed in seeds:
+        if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+            raise InputError(f"seed: expected integers from 0 to {MAX_SEED}, got {short(seed)}")
+    return seeds

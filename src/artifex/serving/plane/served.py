@@ -1,0 +1,183 @@
+"""A model in memory, compiled, with the queue that its requests wait in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from artifex.generative_models.core.endpoint import TensorSpec
+from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.inference.batching.batcher import Batcher
+from artifex.generative_models.inference.batching.stats import BatcherStats
+from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.images import PICTURE_CHANNELS
+from artifex.generative_models.inference.pipeline import InferencePipeline
+from artifex.serving.plane.tensors import datatype_of
+
+_MAX_CHOICES = 64  # of options, since each is compiled and kept
+
+Progress = Callable[[str, int, int], None]  # endpoint, executables ready, executables in all
+
+
+@dataclass(frozen=True)
+class ServedEndpoint:
+    """An endpoint as the protocols show it.
+
+    Args:
+        name: Its name within its model.
+        inputs: One row of each input.
+        outputs: One row of each output.
+        options: Static options and their defaults.
+        draws: Whether it draws random numbers, and so takes a seed.
+        doc: One line for people.
+    """
+
+    name: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    options: Mapping[str, Hashable]
+    draws: bool
+    doc: str
+
+    @property
+    def picture_inputs(self) -> list[str]:
+        """Names of the inputs that are pictures [H, W, C]."""
+        return [name for name, spec in self.inputs.items() if is_picture(spec)]
+
+    @property
+    def picture_outputs(self) -> list[str]:
+        """Names of the outputs that are pictures [H, W, C]."""
+        return [name for name, spec in self.outputs.items() if is_picture(spec)]
+
+    @property
+    def tensors(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The inputs and outputs as the protocol's metadata names them, -1 for the rows."""
+        inputs = [_tensor(name, spec) for name, spec in self.inputs.items()]
+        if self.draws:
+            inputs.append({"name": "seed", "datatype": "INT64", "shape": [-1]})
+        return inputs, [_tensor(name, spec) for name, spec in self.outputs.items()]
+
+    def is_optional(self, name: str) -> bool:
+        """Whether requests may leave an input out."""
+        return name not in self.inputs or self.inputs[name].default is not None
+
+
+class LoadedModel:
+    """A model that is ready: every batch size of every endpoint is compiled.
+
+    Args:
+        pipeline: The model, and what turns its pictures into uint8.
+        version: The protocol's name of its checkpoint.
+        replaces: An earlier state of the same model, whose executables are used if they fit.
+        max_queued_rows: Rows that may wait.
+        progress: Told of every executable that is ready.
+    """
+
+    def __init__(
+        self,
+        pipeline: InferencePipeline,
+        version: str,
+        *,
+        replaces: LoadedModel | None = None,
+        max_queued_rows: int,
+        progress: Progress,
+    ):
+        self.pipeline = pipeline
+        self.version = version
+        executor = self.executor
+        if replaces is not None and _is_alike(pipeline, replaces.pipeline):
+            executor.reuse_executables(replaces.executor)
+        start, compiled = time.perf_counter(), executor.compile_count
+        _warm_up(executor, progress)
+        self.warmup_seconds = time.perf_counter() - start
+        self.num_compiled = executor.compile_count - compiled
+        self.endpoints = {name: _served(executor, name) for name in executor.endpoints}
+        self.batcher = Batcher(executor, max_queued_rows=max_queued_rows)
+        self.refused: Counter[str] = Counter()  # by endpoint: requests that never came to the queue
+        self.last_inference = 0  # milliseconds since 1970
+        self._known: set[tuple[Any, ...]] = set()
+        self._num_users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @property
+    def executor(self) -> Executor:
+        """What runs it."""
+        return self.pipeline.executor
+
+    def counters(self) -> dict[str, BatcherStats]:
+        """What was done so far, by endpoint; requests that never came to the queue count as failed."""
+        stats = self.batcher.stats()
+        counters = {name: stats.get(name, BatcherStats()) for name in self.endpoints}
+        for name, refused in self.refused.items():
+            counters[name].failed += refused
+        return counters
+
+    def knows(self, endpoint: str, options: Mapping[str, Hashable]) -> bool:
+        """Whether a choice of options was traced already."""
+        return (endpoint, *sorted(options.items())) in self._known
+
+    def learn(self, endpoint: str, options: Mapping[str, Hashable]) -> None:
+        """Traces a choice of options, which the first request with it would have to wait for.
+
+        Raises:
+            InputError: The endpoint does not take it, or clients have chosen too many others before.
+        """
+        if len(self._known) >= _MAX_CHOICES:
+            raise InputError(f"{endpoint}: this server compiles {_MAX_CHOICES} choices of options, and has")
+        try:
+            self.executor.spec(endpoint, **options)
+        except (TypeError, ValueError) as error:  # of the model's own code, which refuses them
+            raise InputError(f"{endpoint}: it does not take these options") from error
+        self._known.add((endpoint, *sorted(options.items())))
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps it from being closed between the parts of a stream; for the event loop's thread."""
+        self._num_users += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._num_users -= 1
+            if not self._num_users:
+                self._unused.set()
+
+    async def unused(self) -> None:
+        """Waits until no stream uses it."""
+        await self._unused.wait()
+
+
+def is_picture(spec: TensorSpec) -> bool:
+    """Whether rows are pictures [H, W, C] that a PNG can hold."""
+    return len(spec.shape) == 3 and spec.shape[2] in PICTURE_CHANNELS
+
+
+def _served(executor: Executor, name: str) -> ServedEndpoint:
+    inputs, outputs = executor.spec(name)
+    endpoint = executor.endpoints[name]
+    return ServedEndpoint(name, inputs, outputs, endpoint.options, executor.draws(name), endpoint.doc)
+
+
+def _is_alike(pipeline: InferencePipeline, other: InferencePipeline) -> bool:
+    """Whether two models have the same endpoints."""
+    kinds = [p.metadata.get("model_type") for p in (pipeline, other)]
+    return kinds[0] == kinds[1] and pipeline.config == other.config
+
+
+def _warm_up(executor: Executor, progress: Progress) -> None:
+    sizes = [(name, size) for name in executor.endpoints for size in executor.batch_sizes_of(name)]
+    for done, (name, size) in enumerate(sizes, 1):
+        executor.warmup([name], [size])
+        progress(name, done, len(sizes))
+
+
+def _tensor(name: str, spec: TensorSpec) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype_of(np.dtype(spec.dtype)), "shape": [-1, *spec.shape]}

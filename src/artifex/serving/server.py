@@ -1,0 +1,259 @@
+"""One process that serves: HTTP and gRPC on one event loop, signals, and a heap that is left in peace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import uvicorn
+
+from artifex.generative_models.core.errors import InputError
+from artifex.serving.grpc.service import create_grpc_server, tls_credentials
+from artifex.serving.http.asgi import App
+from artifex.serving.http.connection import KEEP_ALIVE_SECONDS, Connection
+from artifex.serving.observe.events import log_event
+from artifex.serving.plane.statuses import UnloadableError
+
+_BACKLOG = 2048
+_COLLECT_SECONDS = 1.0
+_LINGER_SECONDS = 0.3  # in which what is on its way when draining ends still gets its 503
+
+
+@dataclass(frozen=True)
+class Tls:
+    """What a server proves itself with.
+
+    Args:
+        certfile: Its certificate chain, PEM.
+        keyfile: Its private key, PEM.
+        keyfile_password: Of the private key.
+        ca_certs: Authorities, PEM; where given, clients must have a certificate of theirs.
+    """
+
+    certfile: Path
+    keyfile: Path
+    keyfile_password: str | None = None
+    ca_certs: Path | None = None
+
+
+def run_server(
+    app: App,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    grpc_port: int | None = 8001,
+    grace: float = 30.0,
+    tls: Tls | None = None,
+) -> int:
+    """Serves until a signal ends it.
+
+    SIGTERM and SIGINT drain: what is new is refused with 503, and what was taken is answered. A second one
+    ends the process at once.
+
+    Args:
+        app: From `create_app`.
+        host: Address to listen on.
+        port: Of HTTP; 0 takes a free one.
+        grpc_port: Of gRPC; 0 takes a free one, None has no gRPC.
+        grace: Seconds for draining.
+        tls: Serves HTTPS and encrypted gRPC.
+
+    Returns:
+        The exit status: 0, or 1 if a model could not be loaded or draining took too long.
+
+    Raises:
+        OSError: An address cannot be listened on, or a file of `tls` cannot be read.
+        InputError: The files of `tls` do not fit together.
+    """
+    if tls is not None:
+        _check(tls)
+    with contextlib.closing(_listen(host, port)) as listener:
+        server = _Server(app, listener, host, grpc_port, grace, tls)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            status = runner.run(server.run())
+            if server.overdue or app.plane.repository.is_loading:
+                os._exit(status)  # the threads that still run would keep the interpreter from ending
+            return status
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, but that signals are not its business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Server:
+    def __init__(
+        self,
+        app: App,
+        listener: socket.socket,
+        host: str,
+        grpc_port: int | None,
+        grace: float,
+        tls: Tls | None,
+    ):
+        self.overdue = False
+        self._app = app
+        self._listener = listener
+        self._host = host
+        self._grpc_port = grpc_port
+        self._grace = grace
+        self._tls = tls
+        self._stop = asyncio.Event()
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            ssl_keyfile=None if tls is None else str(tls.keyfile),
+            ssl_certfile=None if tls is None else str(tls.certfile),
+            ssl_keyfile_password=None if tls is None else tls.keyfile_password,
+            ssl_ca_certs=None if tls is None or tls.ca_certs is None else str(tls.ca_certs),
+            ssl_cert_reqs=ssl.CERT_NONE if tls is None or tls.ca_certs is None else ssl.CERT_REQUIRED,
+        )
+        config.load()
+        self._http = _Uvicorn(config)
+
+    async def run(self) -> int:
+        """Serves until a signal came and everything was answered."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        grpc_server = await self._start_grpc()
+        http = asyncio.ensure_future(self._http.serve(sockets=[self._listener]))
+        self._app.plane.repository.settle = _settle_heap
+        loading = self._app.start()
+        loading.add_done_callback(self._on_loaded)
+        scheme = "http" if self._tls is None else "https"
+        port = self._listener.getsockname()[1]
+        log_event("listening", url=f"{scheme}://{_bracketed(self._host)}:{port}", grpc_port=self._grpc_port)
+        collecting = asyncio.ensure_future(_collect_garbage())
+        await self._stop.wait()
+        collecting.cancel()
+        gc.enable()
+        failed = loading.done() and not loading.cancelled() and loading.exception() is not None
+        deadline = time.monotonic() + self._grace
+        log_event("draining", seconds=self._grace)
+        try:
+            async with asyncio.timeout_at(loop.time() + self._grace):
+                await self._app.close()
+                await asyncio.sleep(_LINGER_SECONDS)
+                if grpc_server is not None:
+                    await grpc_server.stop(max(0.0, deadline - time.monotonic() - _LINGER_SECONDS))
+                self._http.should_exit = True
+                await http
+        except TimeoutError:
+            self.overdue = True
+            log_event("stopped", reason="requests were left when the time to drain was over")
+            return 1
+        log_event("stopped")
+        return int(failed)
+
+    async def _start_grpc(self) -> grpc.aio.Server | None:
+        if self._grpc_port is None:
+            return None
+        credentials = None
+        if self._tls is not None:
+            if self._tls.keyfile_password is not None:
+                raise InputError("gRPC takes no encrypted private key; decrypt it, or leave gRPC out")
+            credentials = tls_credentials(self._tls.keyfile, self._tls.certfile, self._tls.ca_certs)
+        server, self._grpc_port = create_grpc_server(
+            self._app.plane,
+            f"{_bracketed(self._host)}:{self._grpc_port}",
+            authorize=self._app.authorize,
+            max_message_bytes=self._app.max_body_bytes,
+            access_log=self._app.access_log,
+            credentials=credentials,
+        )
+        await server.start()
+        return server
+
+    def _on_signal(self, number: int) -> None:
+        if self._stop.is_set():
+            log_event("stopped", reason=f"a second {signal.Signals(number).name}")
+            os._exit(128 + number)
+        log_event("signal", name=signal.Signals(number).name)
+        self._app.plane.draining = True
+        self._stop.set()
+
+    def _on_loaded(self, loading: asyncio.Task[None]) -> None:
+        if not loading.cancelled() and isinstance(loading.exception(), UnloadableError):
+            self._stop.set()
+
+
+def _settle_heap() -> None:
+    """Exempts what lives long from garbage collection.
+
+    With JAX loaded a full collection takes a tenth of a second; after this, what it takes to look through
+    what was allocated since.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+async def _collect_garbage() -> None:
+    """Collects by the clock, not in a request."""
+    gc.disable()
+    while True:
+        await asyncio.sleep(_COLLECT_SECONDS)
+        gc.collect()
+
+
+def _check(tls: Tls) -> None:
+    """Raises what is wrong with the files, rather than ask a terminal for a password."""
+    for path in (tls.certfile, tls.keyfile, tls.ca_certs):
+        if path is not None:
+            path.read_bytes()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.certfile, tls.keyfile, lambda: tls.keyfile_password or "")
+        if tls.ca_certs is not None:
+            context.load_verify_locations(tls.ca_certs)
+    except ssl.SSLError as error:
+        raise InputError(f"the TLS certificate, key and password do not fit: {error.reason}") from error
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(family, kind))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            stack.pop_all()
+    except OSError as error:
+        error.filename = f"{host}:{port}"
+        raise
+    return listener
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # it is not made for Windows
+        return None
+    return uvloop.Loop

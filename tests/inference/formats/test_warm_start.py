@@ -1,0 +1,296 @@
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from artifex.generative_models.core import Endpoint, TensorSpec
+from artifex.generative_models.inference import Executor, InferencePipeline, cache, export_model
+from artifex.generative_models.inference import pipeline as pipelines
+from artifex.generative_models.inference.formats import fingerprint as looks
+from artifex.generative_models.inference.formats import warm_start as snapshots
+from artifex.generative_models.inference.formats.loading import load_exported_model
+from artifex.generative_models.inference.formats.warm_start import Snapshot
+from artifex.generative_models.inference.pipeline import load_cached_pipeline
+from artifex.generative_models.models.vae import VAE
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache directory."""
+    monkeypatch.setenv("ARTIFEX_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(looks, "_STARTED", 2**63)  # an editor may save a source while tests run
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    vae = VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(0))
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    return export_model(vae, path, step=3, training_steps=5, final_loss=1.5)
+
+
+@pytest.fixture
+def export(root: Path, made: Path, tmp_path: Path) -> Path:
+    """An export of an untrained model, to damage at will."""
+    return Path(shutil.copytree(made, tmp_path / "tiny"))
+
+
+def generate(pipeline: InferencePipeline) -> np.ndarray:
+    return np.asarray(pipeline.generate(3, rngs=nnx.Rngs(7)))
+
+
+def start(export: Path) -> tuple[np.ndarray, InferencePipeline]:
+    """What a start gives that compiles one batch size of one endpoint."""
+    with mock.patch.object(pipelines, "load_exported_model", wraps=pipelines.load_exported_model) as restore:
+        pipeline = load_cached_pipeline(export, batch_size=4)
+    pipeline.metadata["built here"] = restore.called
+    return generate(pipeline), pipeline
+
+
+def was_built(pipeline: InferencePipeline) -> bool:
+    return pipeline.metadata["built here"]
+
+
+def test_a_second_start_gives_the_same_and_builds_traces_and_compiles_nothing(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, pipeline = start(export)
+    assert was_built(pipeline)
+    assert pipeline.executor.compile_count == 1
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a second start does not do this")
+
+    monkeypatch.setattr(snapshots, "abstract_model", never)
+    monkeypatch.setattr("artifex.generative_models.inference.pipeline.load_exported_model", never)
+    second, pipeline = start(export)
+    assert not was_built(pipeline)
+    assert pipeline.executor.compile_count == 0
+    np.testing.assert_array_equal(second, first)
+
+
+def test_what_is_not_kept_is_traced_after_all_and_kept_then(export: Path, digits: np.ndarray):
+    _, built = start(export)
+    _, restored = start(export)
+    pictures = np.ascontiguousarray(digits[:4, 10:18, 10:18])
+    np.testing.assert_array_equal(restored.encode(pictures), built.encode(pictures))
+    assert restored.executor.compile_count == 1
+    _, again = start(export)
+    np.testing.assert_array_equal(again.encode(pictures), built.encode(pictures))
+    np.testing.assert_array_equal(again.reconstruct(pictures), built.reconstruct(pictures))
+    assert again.executor.compile_count == 1
+
+
+def test_specs_costs_and_tuning_results_are_those_of_the_model(export: Path):
+    (_, built), (_, restored) = start(export), start(export)
+    assert not was_built(restored)
+    for name, endpoint in built.executor.endpoints.items():
+        found = restored.executor.endpoints[name]
+        assert dataclasses.replace(found, fn=endpoint.fn) == endpoint
+        assert restored.executor.spec(name) == built.executor.spec(name)
+        assert restored.executor.tuning_name(name) == built.executor.tuning_name(name)
+    assert restored.executor.num_parameters == built.executor.num_parameters
+    assert restored.executor.cost("generate", 4).memory_bytes > 0
+
+
+def test_endpoints_have_no_more_than_a_snapshot_keeps():
+    assert {field.name for field in dataclasses.fields(Endpoint)} == {"fn", "inputs", "options", "doc"}
+    assert {field.name for field in dataclasses.fields(TensorSpec)} == {"shape", "dtype", "default", "doc"}
+
+
+def touch_the_checkpoint(export: Path, patch: pytest.MonkeyPatch) -> None:
+    files = [path for path in (export / "checkpoints").rglob("*") if path.is_file()]
+    os.utime(files[0])
+
+
+def add_a_file(export: Path, patch: pytest.MonkeyPatch) -> None:
+    (export / "checkpoints" / "3" / "new").touch()
+
+
+def touch_the_config(export: Path, patch: pytest.MonkeyPatch) -> None:
+    (export / "config.json").write_text((export / "config.json").read_text())
+
+
+def touch_a_source(export: Path, patch: pytest.MonkeyPatch) -> None:
+    os.utime(export.parent / "source.py", (1, 1))
+
+
+def remove_a_source(export: Path, patch: pytest.MonkeyPatch) -> None:
+    (export.parent / "source.py").unlink()
+
+
+def set_a_variable(export: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("XLA_SOMETHING", "1")
+
+
+def change_a_setting(export: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(looks, "_SETTINGS", ("jax_default_matmul_precision",))
+
+
+def move_to_another_cpu(export: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(looks, "_cpu", lambda: "flags: fpu")
+
+
+def update_a_library(export: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("jaxlib.__version__", "99")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        touch_the_checkpoint,
+        add_a_file,
+        touch_the_config,
+        touch_a_source,
+        remove_a_source,
+        set_a_variable,
+        change_a_setting,
+        move_to_another_cpu,
+        update_a_library,
+    ],
+)
+def test_a_snapshot_that_no_longer_fits_is_made_anew(
+    export: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, pytest.MonkeyPatch], None]
+):
+    source = export.parent / "source.py"
+    source.touch()
+    files = looks.loaded_files() | {str(source)}
+    monkeypatch.setattr(looks, "loaded_files", lambda: files)
+    expected, _ = start(export)
+    _, before = start(export)
+    assert not was_built(before)
+    change(export, monkeypatch)
+    samples, pipeline = start(export)
+    assert was_built(pipeline)
+    assert pipeline.executor.compile_count == 1
+    np.testing.assert_array_equal(samples, expected)
+
+
+def test_a_replaced_export_gives_its_own_samples(export: Path):
+    old, _ = start(export)
+    export_model(
+        VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(1)),
+        export,
+        step=3,
+        training_steps=5,
+        final_loss=1.5,
+    )
+    new, _ = start(export)
+    assert (new != old).any()
+    np.testing.assert_array_equal(start(export)[0], new)
+
+
+def test_a_source_that_changed_since_it_was_loaded_keeps_a_snapshot_from_being_made(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(looks, "_STARTED", 0)
+    start(export)
+    assert was_built(start(export)[1])
+
+
+def test_an_export_with_a_link_out_of_it_is_not_kept(export: Path):
+    shutil.move(export / "checkpoints", export.parent / "elsewhere")
+    (export / "checkpoints").symlink_to(export.parent / "elsewhere")
+    start(export)
+    assert was_built(start(export)[1])
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def open_to_all(path: Path) -> None:
+    path.chmod(0o666)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty, open_to_all, Path.unlink])
+def test_damaged_parts_are_made_anew(export: Path, root: Path, damage: Callable[[Path], None]):
+    expected, _ = start(export)
+    for path in sorted((root / "starts").iterdir()):
+        damage(path)
+        np.testing.assert_array_equal(start(export)[0], expected)
+        if damage is open_to_all:
+            path.unlink()  # what others could have written stays refused until it is deleted
+            start(export)
+        samples, pipeline = start(export)
+        assert not was_built(pipeline)
+        assert pipeline.executor.compile_count == 0
+        np.testing.assert_array_equal(samples, expected)
+
+
+def test_without_a_cache_a_start_is_as_the_first(export: Path, root: Path):
+    root.mkdir()
+    root.chmod(0o777)
+    for _ in range(2):
+        _, pipeline = start(export)
+        assert was_built(pipeline)
+        assert pipeline.executor.compile_count == 1
+    assert not any(root.iterdir())
+
+
+def test_large_weights_are_restored_but_nothing_is_compiled(export: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(snapshots, "MAX_WEIGHT_BYTES", 1000)
+    first, _ = start(export)
+    second, pipeline = start(export)
+    assert was_built(pipeline)
+    assert pipeline.executor.compile_count == 0
+    np.testing.assert_array_equal(second, first)
+
+
+def test_dtypes_have_snapshots_of_their_own(export: Path):
+    first = generate(load_cached_pipeline(export, batch_size=4, dtype="bfloat16"))
+    exact, _ = start(export)
+    assert (first != exact).any()
+    second = load_cached_pipeline(export, batch_size=4, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(generate(second), first)
+    assert second.executor.compile_count == 0
+
+
+def test_options_are_kept_apart(export: Path):
+    def shifted(model, keys, inputs, *, by=1, kind=None):
+        return {"y": inputs["x"] + by}
+
+    endpoint = Endpoint(shifted, {"x": TensorSpec((), jnp.float32)}, {"by": 1, "kind": None})
+    x = np.zeros(2, np.float32)
+    for compiled in (3, 1):  # of an option without a form in JSON nothing is kept
+        executor = Executor(None, {"shifted": endpoint}, batch_sizes=(2,), snapshot=Snapshot(export))
+        assert executor("shifted", {"x": x})["y"].tolist() == [1, 1]
+        assert executor("shifted", {"x": x}, by=2)["y"].tolist() == [2, 2]
+        assert executor("shifted", {"x": x}, kind=int)["y"].tolist() == [1, 1]
+        assert executor.compile_count == compiled
+
+
+def test_what_jax_had_in_its_own_cache_is_kept_all_the_same(root: Path, monkeypatch: pytest.MonkeyPatch):
+    before = {name: jax.config.values[name] for name in jax.config.values if "_cache_" in name}
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        cache.enable_compilation_cache()
+        model, _, _ = load_exported_model("mnist-vae")
+        expected = Executor(model, batch_sizes=(8,))("generate", key=jax.random.key(0), num_rows=8)["x"]
+        for built in (True, False):
+            executor = load_cached_pipeline("mnist-vae", batch_size=8).executor
+            samples = executor("generate", key=jax.random.key(0), num_rows=8)["x"]
+            np.testing.assert_array_equal(samples, expected)
+            assert executor.compile_count == built
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        cache.compilation_cache.reset_cache()

@@ -1,0 +1,44 @@
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from artifex.ray.cores import claimed_cores
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no process to cores")
+
+
+def test_claims_do_not_overlap_and_end():
+    before = os.sched_getaffinity(0)
+    if len(before) < 2:
+        pytest.skip("one core cannot be shared out")
+    with claimed_cores(1):
+        first = os.sched_getaffinity(0)
+        assert len(first) == 1
+        assert first < before
+        seen: list[set[int]] = []
+        thread = threading.Thread(target=lambda: seen.append(os.sched_getaffinity(0)))
+        thread.start()
+        thread.join()
+        assert seen == [first]
+        others = other_process(len(before) - 1, before)
+        assert others == before - first
+        assert other_process(len(before), before) == before  # too many: it may use all
+    assert os.sched_getaffinity(0) == before
+    assert other_process(len(before), before) == before
+
+
+def other_process(count: int, before: set[int]) -> set[int]:
+    """The cores that another process gets, which then dies with its claim."""
+    code = f"""
+import os, signal
+os.sched_setaffinity(0, {before})
+from artifex.ray.cores import claimed_cores
+with claimed_cores({count}):
+    print(*os.sched_getaffinity(0), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    return {int(core) for core in done.stdout.split()}

@@ -1,0 +1,96 @@
+"""An actor without Ray: what it refuses, it tells."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from artifex.generative_models.core.errors import ConfigError, OutputError
+from artifex.generative_models.inference import InferencePipeline, export_model
+from artifex.generative_models.inference.offline.parquet_inputs import Inputs
+from artifex.generative_models.inference.offline.parts import open_parts
+from artifex.generative_models.models.vae import VAE
+from artifex.ray import worker
+from artifex.ray.worker import Facts, Setup, Task, Worker, describe
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps this process to the cores it has."""
+    monkeypatch.setattr(Setup, "_owns_cores", lambda self: False)
+
+
+def setup(model: Path | str) -> Setup:
+    return Setup(str(model), "encode", 4, None, 1.0, 0.0)
+
+
+def write(model: Path, facts: Facts, images: Path, identity: object, output: Path) -> None:
+    """Has an actor write all rows, or raises the failure that it tells."""
+    num_rows = len(np.load(images))
+    parts = open_parts(
+        output, (num_rows, 4), np.dtype(np.float32), column="mean", rows_per_part=80, job={}, resume=False
+    )
+    with parts:
+        inputs = Inputs.of(images, "image", resize=False)
+        actor = Worker(setup(model), Task(facts.identity, parts.place, inputs, identity))
+        told = actor({"start": np.array([0]), "stop": np.array([num_rows])})
+        if told["failure"] != [b""]:
+            raise pickle.loads(told["failure"][0])
+        parts.wrote(0, num_rows)
+
+
+@pytest.fixture
+def images(tmp_path: Path, small: np.ndarray) -> Path:
+    np.save(tmp_path / "x.npy", small)
+    return tmp_path / "x.npy"
+
+
+def identity_of(images: Path) -> object:
+    return Inputs.of(images, "image", resize=False).open((8, 8, 1)).identity()
+
+
+def test_writes_what_one_process_does(
+    tiny: Path, tmp_path: Path, images: Path, plain: InferencePipeline, small: np.ndarray
+):
+    facts = describe(setup(tiny))
+    assert (facts.input_shape, facts.output_shape, facts.output_dtype) == ((8, 8, 1), (4,), "float32")
+    write(tiny, facts, images, identity_of(images), tmp_path / "out.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), plain.encode(small))
+
+
+def test_another_model_at_the_same_path_is_found(tiny: Path, tmp_path: Path, images: Path):
+    facts = describe(setup(tiny))
+    other = VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(1))
+    export = export_model(other, tmp_path / "tiny", step=3, training_steps=5, final_loss=1.5)
+    with pytest.raises(OutputError, match=r"would write other rows.*model is \w{64} here and was \w{64}"):
+        write(export, facts, images, identity_of(images), tmp_path / "out.npy")
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_a_copy_of_the_model_is_as_good(tiny: Path, tmp_path: Path, images: Path):
+    copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    write(copy, describe(setup(tiny)), images, identity_of(images), tmp_path / "out.npy")
+
+
+def test_other_pictures_at_the_same_path_are_found(tiny: Path, tmp_path: Path, images: Path):
+    identity = identity_of(images)
+    np.save(images, np.load(images)[:-1])
+    with pytest.raises(OutputError, match="the pictures are"):
+        write(tiny, describe(setup(tiny)), images, identity, tmp_path / "out.npy")
+
+
+def test_a_model_that_is_not_there_is_told():
+    assert isinstance(describe(setup("nobody")), ConfigError)
+
+
+def test_a_share_of_a_gpu_is_a_share_of_its_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(worker.os, "environ", environment)
+    for share, told in ((1.0, {}), (0.5, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450"})):
+        environment.clear()
+        with Setup("x", "encode", None, None, 1.0, share).device():
+            assert environment == told
