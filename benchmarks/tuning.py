@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from common import in_turns, ratio, report
 
-from artifex.generative_models.core.endpoint import sample_key
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference import Executor, load_exported_model
 from artifex.generative_models.inference.measure.throughput import random_rows
 from artifex.generative_models.inference.tuning.optimize import tune

@@ -28,7 +28,6 @@ NAMES = {
         "export_model",
         "generate_samples_jit",
         "inference_with_jit",
-        "load_cached_pipeline",
         "load_exported_model",
         "load_model_for_inference",
         "memory_efficient_inference",

@@ -97,7 +97,7 @@ class Swallows:
 def load(*args, **kwargs):
     Swallows()
     time.sleep(60)
-pipeline.load_cached_pipeline = load
+pipeline.load_pipeline = load
 """
     process = spawn("generate", model, before=swallows)
     assert process.communicate() == ("", "artifex: interrupted\n")

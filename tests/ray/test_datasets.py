@@ -18,8 +18,8 @@ from distributed_ray import RAY_WARNS, kill_a_worker, wait_until
 from PIL import Image
 from served import START_SECONDS
 
-from artifex.generative_models.core.endpoint import sample_key
 from artifex.generative_models.core.errors import ConfigError, InputError
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference import InferencePipeline
 from artifex.ray.datasets import encode_dataset, generate_dataset
 

@@ -91,7 +91,7 @@ def generate(
 
     from artifex.cli.multiprocess import is_first, join, run_together
     from artifex.cli.outputs import open_output
-    from artifex.generative_models.core.endpoint import sample_key
+    from artifex.generative_models.core.keys import sample_key
 
     is_one_of_many = join(coordinator, num_processes, process_id, join_timeout, model=model, output=output)
     pipeline = open_pipeline(model, batch_size, devices, dtype)

@@ -19,7 +19,6 @@ from artifex.generative_models.inference.offline.identity import job_identity
 from artifex.generative_models.inference.offline.progress import track_rows
 from artifex.generative_models.inference.pipeline import (
     InferencePipeline,
-    load_cached_pipeline,
     load_pipeline,
 )
 
@@ -39,8 +38,6 @@ def open_pipeline(
     """The model of a command, on the devices and in the dtype of its options."""
     use_cache()
     mesh = mesh_of(devices)
-    if mesh is None:
-        return load_cached_pipeline(model, batch_size=batch_size, dtype=compute_dtype(dtype))
     return load_pipeline(model, batch_size=batch_size, mesh=mesh, dtype=compute_dtype(dtype))
 
 

@@ -30,7 +30,7 @@ def tune(
     """Find the fastest batch size and way to run each endpoint here, and use them from now on."""
     from artifex.cli.plot import check_curve, save_curve
     from artifex.cli.run import compute_dtype, load_model, mesh_of
-    from artifex.generative_models.inference.executor.executor import powers_up_to
+    from artifex.generative_models.inference.executor.settings import powers_up_to
     from artifex.generative_models.inference.measure.roofline import machine_ceilings
     from artifex.generative_models.inference.tuning.optimize import tune as tune_endpoint
 

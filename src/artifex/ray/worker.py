@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from artifex.generative_models.core.endpoint import sample_key
 from artifex.generative_models.core.errors import ArtifexError, OutputError
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.cache import enable_compilation_cache
 from artifex.generative_models.inference.offline.identity import job_identity
 from artifex.generative_models.inference.offline.parquet_inputs import Inputs, Pictures
 from artifex.generative_models.inference.offline.parts import Place
 from artifex.generative_models.inference.offline.sources import PictureFiles
-from artifex.generative_models.inference.pipeline import InferencePipeline, load_cached_pipeline
+from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 from artifex.ray.cluster import import_ray
 from artifex.ray.cores import claimed_cores
 
@@ -58,7 +58,7 @@ class Setup:
     def open(self) -> InferencePipeline:
         """The model."""
         enable_compilation_cache()
-        pipeline = load_cached_pipeline(self.model, batch_size=self.batch_size, dtype=self.dtype)
+        pipeline = load_pipeline(self.model, batch_size=self.batch_size, dtype=self.dtype)
         size = pipeline.executor.batch_sizes_of(self.endpoint)[-1]
         pipeline.executor.warmup([self.endpoint], [size])
         return pipeline

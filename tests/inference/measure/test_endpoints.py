@@ -17,7 +17,7 @@ from artifex.generative_models.inference import (
     benchmark_model,
     benchmark_vae_inference,
 )
-from artifex.generative_models.inference.executor.executor import executor_for
+from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.measure import endpoints as module
 from artifex.generative_models.inference.measure import timing
 from artifex.generative_models.inference.measure.roofline import Ceilings
@@ -214,7 +214,7 @@ def test_two_cpu_devices_share_the_ceilings_of_one(tiny_vae, quick):
 def test_what_does_not_fit_the_device_is_left_out(tiny_vae, quick, caplog):
     executor = Executor(tiny_vae, batch_sizes=(1, 2, 4))
     executor.warmup(["decode"])
-    executables = executor._program("decode", {}).executables
+    executables = executor._catalog.find("decode", {}).executables
 
     class Exhausted:
         cost_analysis = executables[4].cost_analysis

@@ -133,7 +133,7 @@ def test_a_damaged_export_leaves_what_is_loaded(runner, made, damageable, loaded
 @pytest.fixture
 def during_open(monkeypatch):
     """Has something happen whenever an export was read, and counts how often it was."""
-    real = repositories.load_cached_pipeline
+    real = repositories.load_pipeline
     calls = []
 
     def after(happens):
@@ -143,7 +143,7 @@ def during_open(monkeypatch):
             happens(len(calls))
             return opened
 
-        monkeypatch.setattr(repositories, "load_cached_pipeline", load)
+        monkeypatch.setattr(repositories, "load_pipeline", load)
         return calls
 
     return after

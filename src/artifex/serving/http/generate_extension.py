@@ -74,7 +74,8 @@ async def generate_events(
         One event a row.
     """
     with call.loaded.in_use():
-        bounds = [0, *range(1, call.num_rows, _STREAM_ROWS), call.num_rows]
+        num_rows = call.job.num_rows
+        bounds = [0, *range(1, num_rows, _STREAM_ROWS), num_rows]
         ahead = call.submit(bounds[0], bounds[1])
         try:
             for i, start in enumerate(bounds[:-1]):

@@ -15,7 +15,7 @@ from artifex.generative_models.core.errors import ArtifexError, InputError
 from artifex.generative_models.inference.batching.stats import BatcherStats
 from artifex.generative_models.inference.formats.fingerprint import stat_of, stats_under
 from artifex.generative_models.inference.formats.loading import find_model, latest_step, read_metadata
-from artifex.generative_models.inference.pipeline import InferencePipeline, load_cached_pipeline
+from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 from artifex.serving.observe.events import log_event
 from artifex.serving.plane.served import LoadedModel, ServedEndpoint
 from artifex.serving.plane.statuses import NotFoundError, NotReadyError, UnloadableError
@@ -79,7 +79,7 @@ class ExportSource:
         path = find_model(self.path)
         named, latest = read_metadata(path)["step"], latest_step(path)
         step = None if latest == named else latest
-        pipeline = load_cached_pipeline(path, batch_size=self.batch_size, dtype=self.dtype, step=step)
+        pipeline = load_pipeline(path, batch_size=self.batch_size, dtype=self.dtype, step=step)
         return pipeline, str(named if step is None else step)
 
 

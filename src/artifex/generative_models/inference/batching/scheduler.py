@@ -280,7 +280,7 @@ class Scheduler:
             return {name: batch[name][first:last].copy() for name in request.wanted}
         with self._lock:
             if request.outputs is None:
-                request.outputs = request.job.program.allocate(request.job.num_rows, request.wanted)
+                request.outputs = request.job.allocate(request.wanted)
             outputs = request.outputs
         for name, output in outputs.items():
             output[start:stop] = batch[name][first:last]

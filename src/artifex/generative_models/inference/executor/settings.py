@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -48,6 +49,25 @@ class Tuned:
     batch_size: int
     executions_in_flight: int
     settings: Mapping[int, Setting] = field(default_factory=dict)
+
+
+def sizes_to_compile(wanted: Sequence[int] | None, tuned: Tuned | None, num_shards: int) -> tuple[int, ...]:
+    """An endpoint's batch sizes, ascending: those asked for, or powers of two up to the tuned one or 64.
+
+    Args:
+        wanted: Row counts, if any are asked for.
+        tuned: What tuning found out, if anything.
+        num_shards: What each is a multiple of.
+    """
+    if wanted is None:
+        wanted = powers_up_to(64 if tuned is None else tuned.batch_size)
+    return tuple(sorted({-(-size // num_shards) * num_shards for size in wanted}))
+
+
+def powers_up_to(batch_size: int) -> tuple[int, ...]:
+    """The powers of two below a batch size, and the batch size."""
+    powers = itertools.takewhile(lambda size: size < batch_size, (2**n for n in itertools.count()))
+    return (*powers, batch_size)
 
 
 def tuning_name(

@@ -18,7 +18,7 @@ import json
 import logging
 import pickle
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from artifex.generative_models.core.config import abstract_model
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
 from artifex.generative_models.inference import cache
+from artifex.generative_models.inference.executor.program import Trace
 from artifex.generative_models.inference.formats import fingerprint
 
 if TYPE_CHECKING:
@@ -43,20 +44,19 @@ _log = logging.getLogger("artifex")
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What tracing finds out about an endpoint.
+class KeptModel:
+    """A model in parts, none of which needed Flax.
 
     Args:
-        weights: Places, in the flattened model, of the weights that it reads.
-        needs_keys: Whether it reads its keys.
-        outputs: One row of each output.
-        strided: Whether it has a strided convolution.
+        leaves: Its weights on the device, in flattened order.
+        endpoints: Its endpoints, as functions of the flat weights. They build the model when they are traced,
+            which calls of kept executables never do.
+        build: Makes the NNX module of flat weights.
     """
 
-    weights: tuple[int, ...]
-    needs_keys: bool
-    outputs: Mapping[str, TensorSpec]
-    strided: bool
+    leaves: list[jax.Array]
+    endpoints: Mapping[str, Endpoint]
+    build: Callable[[list[Any]], Any]
 
 
 class Snapshot:
@@ -84,8 +84,13 @@ class Snapshot:
         self._lock = threading.Lock()
         self._record = self._stored() or {"files": {}, "weights": None, "endpoints": None, "programs": {}}
 
-    def weights(self) -> list[np.ndarray] | None:
-        """The weights in flattened order, where they are kept."""
+    def model(self, model_type: str, config: Mapping[str, Any]) -> KeptModel | None:
+        """The model in parts, where it is kept.
+
+        Args:
+            model_type: The model's family.
+            config: The model's config.
+        """
         record = self._record["weights"]
         data = None if record is None else _read_part(record["part"])
         if data is None:
@@ -95,19 +100,8 @@ class Snapshot:
             array = np.frombuffer(data, jnp.dtype(dtype), int(np.prod(shape)), offset).reshape(shape)
             arrays.append(array)
             offset += array.nbytes
-        return arrays
-
-    def endpoints(self, model_type: str, config: Mapping[str, Any]) -> dict[str, Endpoint]:
-        """The endpoints as functions of the flat weights, where `weights` gives some.
-
-        They build the model when they are traced, which calls of kept executables never do.
-
-        Args:
-            model_type: The model's family.
-            config: The model's config.
-        """
         merge = functools.cache(lambda: _merge(model_type, config))
-        return {
+        endpoints = {
             name: Endpoint(
                 _rebuilding(merge, name, kept["module"], kept["qualname"]),
                 {input_name: _spec(spec) for input_name, spec in kept["inputs"].items()},
@@ -116,6 +110,8 @@ class Snapshot:
             )
             for name, kept in self._record["endpoints"].items()
         }
+        leaves = jax.device_put(arrays, self.device)
+        return KeptModel(leaves, endpoints, lambda weights: merge()(weights))
 
     def keep_model(self, model: Any) -> None:
         """Keeps weights and endpoints of the model that was restored from the export.
@@ -136,16 +132,19 @@ class Snapshot:
         weights = {"part": _write_part(data), "arrays": arrays}
         self.keep(lambda: self._record.update(weights=weights, endpoints=endpoints))
 
-    def program(self, endpoint: str, options: Mapping[str, Hashable], settings: Any) -> KeptProgram | None:
+    def program(
+        self, endpoint: str, options: Mapping[str, Hashable], settings: Any, uint8: Sequence[str]
+    ) -> KeptProgram | None:
         """What is kept of one endpoint; None where its options have no form in JSON.
 
         Args:
             endpoint: The endpoint's name.
             options: The options that differ from their defaults.
             settings: How its batch sizes are compiled.
+            uint8: Names of the pictures that come as uint8.
         """
         try:
-            name = json.dumps([endpoint, sorted(options.items()), repr(settings)])
+            name = json.dumps([endpoint, sorted(options.items()), repr(settings), *uint8])
         except TypeError:
             return None
         return KeptProgram(self, name)

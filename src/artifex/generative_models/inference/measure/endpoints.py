@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from artifex.generative_models.core.devices import DeviceManager
-from artifex.generative_models.core.endpoint import Model, sample_key
+from artifex.generative_models.core.endpoint import Model
 from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.executor.cost import Cost
-from artifex.generative_models.inference.executor.executor import BATCH_SIZES, Executor, executor_for
+from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.executor.settings import powers_up_to
+from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.measure.roofline import (
     Ceilings,
     Roofline,
@@ -247,7 +250,7 @@ def benchmark_model(
     if isinstance(model, Executor):
         executor, wanted = model, batch_sizes
     else:
-        executor, wanted = Executor(model, batch_sizes=batch_sizes or BATCH_SIZES), None
+        executor, wanted = Executor(model, batch_sizes=batch_sizes or powers_up_to(64)), None
     names = list(dict.fromkeys(executor.endpoints if endpoints is None else endpoints))
     for name in names:
         executor.spec(name)

@@ -15,17 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from artifex.generative_models.core.devices import DeviceManager
-from artifex.generative_models.core.endpoint import Endpoint, Model, sample_key
+from artifex.generative_models.core.endpoint import Endpoint, Model
 from artifex.generative_models.core.errors import CacheError, InputError, OutOfDeviceMemoryError
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.executor.cost import Cost
-from artifex.generative_models.inference.executor.executor import (
-    Executor,
-    cpu_options,
-    forget_executors,
-    is_out_of_memory,
-    powers_up_to,
-)
-from artifex.generative_models.inference.executor.settings import Setting, Tuned, save_tuned
+from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.executor.program import cpu_options
+from artifex.generative_models.inference.executor.runner import is_out_of_memory
+from artifex.generative_models.inference.executor.settings import Setting, Tuned, powers_up_to, save_tuned
+from artifex.generative_models.inference.executor.shared import forget_executors
 from artifex.generative_models.inference.measure.throughput import (
     batch_stream,
     measure_latency,
