@@ -87,7 +87,7 @@ def _show(report: TuningReport) -> None:
     console.print(f"{report.endpoint}: {_sentence(report.chosen)}", style="bold", soft_wrap=True)
     console.print(where, style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("batch", "fusion", "parts", "in flight", "rows/s", "low", "high", "ms", "MB", ""):
+    for column in ("batch", "fusion", "in flight", "rows/s", "low", "high", "ms", "MB", ""):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     front = report.pareto
     for trial in report.trials:
@@ -110,9 +110,8 @@ def _show(report: TuningReport) -> None:
 
 def _sentence(trial: Trial) -> str:
     candidate = trial.candidate
-    parts = candidate.setting.micro_batches
     return (
-        f"{candidate.batch_size} rows a batch{f' in {parts} parts' if parts > 1 else ''}, "
+        f"{candidate.batch_size} rows a batch, "
         f"{candidate.executions_in_flight} in flight, {trial.rows_per_second:,.0f} rows/s"
     )
 
@@ -122,7 +121,6 @@ def _cells(trial: Trial) -> tuple[str, ...]:
     return (
         str(candidate.batch_size),
         "yes" if candidate.setting.fusion else "no",
-        str(candidate.setting.micro_batches),
         str(candidate.executions_in_flight),
         f"{trial.rows_per_second:,.0f}",
         f"{min(trial.rates):,.0f}",

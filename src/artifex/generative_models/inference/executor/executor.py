@@ -394,8 +394,7 @@ class Executor:
         self._known_batch_sizes([batch_size])
         program = self._program(endpoint, options)
         weight_bytes = sum(leaf.nbytes for leaf in self._weights.placed(program.weights))
-        num_parts = program.setting(batch_size).micro_batches
-        return cost_of(self._executable(program, batch_size), weight_bytes, num_parts)
+        return cost_of(self._executable(program, batch_size), weight_bytes)
 
     def tuning_name(self, endpoint: str) -> str:
         """Name of the cache entry that keeps what `tune` found out about an endpoint."""
@@ -869,7 +868,7 @@ class Program:
         self.weights, self.needs_keys = trace.weights, trace.needs_keys
         self.outputs, self.strided = trace.outputs, trace.strided
 
-    def _function(self, weights: _Weights, size: int, num_parts: int = 1) -> Callable[..., dict[str, Any]]:
+    def _function(self, weights: _Weights, size: int) -> Callable[..., dict[str, Any]]:
         """The endpoint as a function of flat arguments: weights, keys where it reads them, inputs."""
         placed = enumerate(weights.placed(weights.all))
         unread = {i: _stand_in(leaf) for i, leaf in placed if i not in self.weights}
@@ -885,9 +884,7 @@ class Program:
             if self.dtype is not None:
                 inputs = {name: _as_floating(value, self.dtype) for name, value in inputs.items()}
             model = weights.rebuild([leaves[i] for i in weights.all])
-            outputs = _in_parts(
-                lambda part: self.endpoint.fn(model, *part, **self.options), (keys, inputs), num_parts
-            )
+            outputs = self.endpoint.fn(model, keys, inputs, **self.options)
             if self.dtype is not None:
                 outputs = {name: _as_floating(value, jnp.float32) for name, value in outputs.items()}
             return outputs
@@ -931,8 +928,9 @@ class Program:
         num_rows = size * self._place.num_parts
         rows = self._row_avals(num_rows)
         shardings = (*[leaf.sharding for leaf in placed], *[self._place.rows] * len(rows))
-        function = self._function(weights, num_rows, self.setting(size).micro_batches)
-        jitted = jax.jit(function, in_shardings=shardings, out_shardings=self._place.rows)
+        jitted = jax.jit(
+            self._function(weights, num_rows), in_shardings=shardings, out_shardings=self._place.rows
+        )
         options = cpu_options() if self.setting(size).fusion else None
         lowered = jitted.lower(*placed, *rows)
         if self._kept is None:
@@ -1136,14 +1134,6 @@ def _has_strided_convolution(jaxpr: Any) -> bool:
         )
         for equation in jaxpr.eqns
     )
-
-
-def _in_parts(fn: Callable[[Any], Any], rows: Any, num_parts: int) -> Any:
-    """Applies a function of rows to equal parts of them, one after another."""
-    if num_parts == 1:
-        return fn(rows)
-    parts = jax.tree.map(lambda a: a.reshape(num_parts, -1, *a.shape[1:]), rows)
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(fn, parts))
 
 
 def _as_floating(value: Any, dtype: DTypeLike) -> Any:

@@ -76,7 +76,6 @@ class Trial:
         return {
             "batch_size": self.candidate.batch_size,
             "fusion": self.candidate.setting.fusion,
-            "micro_batches": self.candidate.setting.micro_batches,
             "executions_in_flight": self.candidate.executions_in_flight,
             "compile_ms": 1e3 * self.compile_seconds,
             "memory_bytes": self.memory_bytes,
@@ -324,8 +323,6 @@ class _Bench:
         return Space(
             plain.batch_sizes,
             fusion=(False, True) if on_cpu and cpu_options() else (False,),
-            # Micro-batches keep a core's cache warm; over a mesh they would cut across devices.
-            micro_batches=(1, 2, 4, 8) if on_cpu and self._mesh is None else (1,),
             executions_in_flight=(usual, *(count for count in range(usual + 1, 0, -1) if count != usual)),
         )
 
