@@ -37,10 +37,7 @@ def main() -> None:
             "tune, again": {},
             "exhaustive search": {"exhaustive": True},
         }
-        found = {
-            label: tune(model, endpoint, dtypes=(), store=False, **arguments)
-            for label, arguments in ways.items()
-        }
+        found = {label: tune(model, endpoint, store=False, **arguments) for label, arguments in ways.items()}
         calls = {label: runner(model, endpoint, report) for label, report in found.items()}
         for call in calls.values():
             call()  # compiles

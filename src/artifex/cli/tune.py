@@ -13,7 +13,7 @@ from artifex.cli.options import AsJson, Devices, Dtype, Model
 if TYPE_CHECKING:
     from artifex.cli.plot import Curve
     from artifex.generative_models.inference.measure.roofline import Ceilings
-    from artifex.generative_models.inference.tuning.optimize import Trial, TuningReport
+    from artifex.generative_models.inference.tuning.results import Trial, TuningReport
 
 
 def tune(
@@ -94,12 +94,6 @@ def _show(report: TuningReport) -> None:
         mark = "chosen" if trial == report.chosen else "pareto" if trial in front else ""
         table.add_row(*_cells(trial), mark, style="bold" if trial == report.chosen else None)
     console.print(table)
-    for other in report.dtypes:
-        rate = other.rows_per_second / report.chosen.rows_per_second
-        console.print(
-            f"{other.dtype}: {rate:.2f} times the rate, outputs differ by up to {other.max_difference:.2g}",
-            soft_wrap=True,
-        )
     if report.too_large is not None:
         console.print(
             f"batches from {report.too_large} rows on need more memory than is free", soft_wrap=True
