@@ -4,6 +4,7 @@ import sys
 import pytest
 
 import artifex
+import artifex.ray
 from artifex.generative_models import core, inference
 from artifex.generative_models.core import checkpointing, errors
 from artifex.generative_models.models import vae
@@ -11,6 +12,7 @@ from artifex.generative_models.models import vae
 NAMES = {
     artifex: ["__version__", "load"],
     core: ["DeviceManager", "Endpoint", "Model", "TensorSpec"],
+    artifex.ray: ["deployment", "encode_dataset", "generate_dataset", "run_on_ray"],
     inference: [
         "AsyncInferenceServer",
         "Batcher",
@@ -85,3 +87,11 @@ def test_importing_artifex_imports_neither_jax_nor_numpy() -> None:
     ).stdout
     assert {"jax", "numpy", "flax", "orbax"}.isdisjoint(modules.split())
     assert "artifex" in modules.split()
+
+
+def test_importing_what_runs_on_ray_imports_no_ray() -> None:
+    script = "import artifex.ray, artifex.ray.cluster, sys; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout
+    assert {"ray", "pyarrow", "grpc"}.isdisjoint(modules.split())

@@ -18,12 +18,12 @@ from artifex.generative_models.core.endpoint import sample_key
 from artifex.generative_models.core.errors import ArtifexError, OutputError
 from artifex.generative_models.inference.cache import enable_compilation_cache
 from artifex.generative_models.inference.offline.identity import job_identity
-from artifex.generative_models.inference.offline.parquet_inputs import Inputs, Pictures
 from artifex.generative_models.inference.offline.parts import Place
 from artifex.generative_models.inference.offline.sources import PictureFiles
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_cached_pipeline
 from artifex.ray.cluster import import_ray
 from artifex.ray.cores import claimed_cores
+from artifex.ray.inputs import Inputs, Pictures
 
 
 @dataclass(frozen=True)
