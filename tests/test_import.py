@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -46,7 +47,8 @@ NAMES = {
 @pytest.mark.parametrize("module", NAMES, ids=lambda module: module.__name__)
 def test_public_names(module: object) -> None:
     assert sorted(module.__all__) == NAMES[module]
-    assert all(getattr(module, name) is not None for name in module.__all__)
+    with warnings.catch_warnings(action="ignore"):  # Ray's own code uses what others deprecate
+        assert all(getattr(module, name) is not None for name in module.__all__)
 
 
 def test_names_that_the_specification_imports_from_their_own_modules() -> None:
