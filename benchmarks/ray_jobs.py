@@ -21,8 +21,8 @@ from common import Facts, Row
 from artifex.generative_models.inference.offline.npy import NpyWriter
 from artifex.generative_models.inference.offline.parts import NpyParts
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
+from artifex.ray import encode_dataset
 from artifex.ray.cluster import joined
-from artifex.ray.datasets import encode_dataset
 
 ROWS = 200_000
 MORE_ROWS = 400_000  # so that it matters little which of two actors is ready first

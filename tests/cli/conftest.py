@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from typer.testing import CliRunner
 
-from artifex.cli import main as app
+from artifex.cli import app
 from artifex.generative_models.inference import export_model
 from artifex.generative_models.models.vae import VAE
 

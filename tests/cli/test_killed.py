@@ -17,7 +17,7 @@ Spawn = Callable[..., "subprocess.Popen[str]"]
 DIES = """
 import os, signal
 from artifex.generative_models.inference.offline import npy
-npy._RECORD_SECONDS = {record_seconds}
+npy._FLUSH_SECONDS = {record_seconds}
 write = npy.NpyWriter.write
 def dying_write(self, rows):
     write(self, rows)

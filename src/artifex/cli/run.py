@@ -15,7 +15,6 @@ from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.errors import CacheError
 from artifex.generative_models.inference.cache import cache_dir, enable_compilation_cache
 from artifex.generative_models.inference.formats.loading import load_exported_model
-from artifex.generative_models.inference.offline.identity import job_identity
 from artifex.generative_models.inference.offline.progress import track_rows
 from artifex.generative_models.inference.pipeline import (
     InferencePipeline,
@@ -84,7 +83,7 @@ def job_of(
         dtype: Of the computation.
         **facts: What else the rows depend on: the seed, the pictures.
     """
-    return {"command": command, **job_identity(pipeline, endpoint, compute_dtype(dtype)), **facts}
+    return {"command": command, **pipeline.job_identity(endpoint), **facts}
 
 
 def run(

@@ -7,11 +7,8 @@ from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.formats.exporting import export_model
 from artifex.generative_models.inference.formats.loading import load_exported_model, load_model_for_inference
 from artifex.generative_models.inference.images import denormalize_images, normalize_images
-from artifex.generative_models.inference.measure.endpoints import (
-    benchmark_inference,
-    benchmark_model,
-    benchmark_vae_inference,
-)
+from artifex.generative_models.inference.measure.calls import benchmark_inference, benchmark_vae_inference
+from artifex.generative_models.inference.measure.endpoints import benchmark_model
 from artifex.generative_models.inference.offline.batch import (
     batch_encode_images,
     batch_generate_samples,

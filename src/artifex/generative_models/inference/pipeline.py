@@ -29,6 +29,7 @@ from artifex.generative_models.inference.formats.warm_start import Snapshot
 from artifex.generative_models.inference.images import denormalize_images, taking_uint8
 from artifex.generative_models.inference.offline.batch import encode_chunks, generate_chunks
 from artifex.generative_models.inference.offline.chunks import Rows, collect, num_rows, row_chunks
+from artifex.generative_models.inference.offline.identity import job_identity
 from artifex.generative_models.inference.offline.progress import track_rows
 
 if TYPE_CHECKING:
@@ -201,6 +202,15 @@ class InferencePipeline:
             InputError: An unknown endpoint.
         """
         return self.batch_size or self.executor.batch_sizes_of(endpoint)[-1]
+
+    def job_identity(self, endpoint: str) -> dict[str, Any]:
+        """What the rows that an endpoint gives depend on, besides their inputs and keys, as JSON takes it.
+
+        Raises:
+            InputError: An unknown endpoint.
+        """
+        model = [self.config, self.metadata]
+        return job_identity(self.executor, endpoint, self.rows_per_batch(endpoint), model)
 
     def _preprocessed(self, images: Rows, endpoint: str) -> Iterator[NDArray[Any]]:
         chunks = row_chunks(images, self.rows_per_batch(endpoint))

@@ -104,7 +104,7 @@ class Executor:
         self.mesh = mesh
         self._place = Placement(mesh, shard)
         self._weights = Weights(model, self._place, dtype)
-        self._dtype = dtype
+        self.dtype = dtype
         if tuned is True:
             stored = {name: load_tuned(self.tuning_name(name)) for name in self.endpoints}
             tuned = {name: found for name, found in stored.items() if found is not None}
@@ -367,7 +367,7 @@ class Executor:
         return tuning_name(
             self.endpoints[endpoint],
             self._weights.placed(self._weights.all),
-            dtype=self._dtype,
+            dtype=self.dtype,
             devices=self._place.devices,
             cores=num_cores(),
         )
@@ -417,7 +417,7 @@ class Executor:
         Raises:
             InputError: It differs.
         """
-        weights = Weights(model, self._place, self._dtype)
+        weights = Weights(model, self._place, self.dtype)
         if weights.signature() != self._weights.signature():
             raise InputError(
                 "swap: the new model differs in structure, shapes or dtypes; make a new Executor"
@@ -451,7 +451,7 @@ class Executor:
     def _how(self) -> tuple[Any, ...]:
         """What executables depend on besides the weights and endpoints."""
         shard = shard_identity(self._place.shard)
-        return self._dtype, self._place.rows, shard, self._batch_sizes, self.tuned
+        return self.dtype, self._place.rows, shard, self._batch_sizes, self.tuned
 
     def _in_flight(self, name: str) -> int:
         tuned = self.tuned.get(name)

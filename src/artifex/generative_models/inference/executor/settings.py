@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -28,12 +27,9 @@ class Setting:
 
     Args:
         fusion: Whether XLA's CPU backend hands chains of products and elementwise work to its library.
-        micro_batches: Parts that a batch is cut into and run one after another inside one executable, so
-            that what a part computes stays in a core's cache; divides the batch size.
     """
 
     fusion: bool = False
-    micro_batches: int = 1
 
 
 @dataclass(frozen=True)
@@ -135,10 +131,9 @@ def _checked(facts: Mapping[str, Any]) -> Tuned:
     settings = {int(size): Setting(**setting) for size, setting in facts["settings"].items()}
     tuned = Tuned(facts["batch_size"], facts["executions_in_flight"], settings)
     counts = [tuned.batch_size, tuned.executions_in_flight, *settings]
-    counts += [setting.micro_batches for setting in settings.values()]
     if not all(type(count) is int and 1 <= count < 2**31 for count in counts):
         raise ValueError(f"expected positive integers, got {counts}")
     for size, setting in settings.items():
-        if type(setting.fusion) is not bool or math.gcd(size, setting.micro_batches) != setting.micro_batches:
+        if type(setting.fusion) is not bool:
             raise ValueError(f"batch size {size} cannot be compiled with {setting}")
     return tuned
