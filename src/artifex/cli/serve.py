@@ -71,7 +71,7 @@ def serve(
     try:
         from artifex.serving.app import create_app
         from artifex.serving.observe.events import show_events
-        from artifex.serving.server import Tls, run_server
+        from artifex.serving.lifecycle import Tls, run_server
     except ModuleNotFoundError as error:
         from artifex.generative_models.core.errors import InputError
 

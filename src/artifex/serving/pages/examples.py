@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from artifex.serving.plane.dataplane import DataPlane
-from artifex.serving.plane.served import ServedEndpoint
+from artifex.serving.plane.loaded_model import ServedEndpoint
 from artifex.serving.plane.tensors import datatype_of
 
 _MAX_ELEMENTS = 64  # of a row that is written out

@@ -15,7 +15,7 @@ from artifex.serving.pages.commands import curl_commands, tritonclient_snippet
 from artifex.serving.pages.openapi import openapi
 from artifex.serving.plane.dataplane import DataPlane
 from artifex.serving.plane.repository import Entry
-from artifex.serving.plane.served import ServedEndpoint
+from artifex.serving.plane.loaded_model import ServedEndpoint
 from artifex.serving.plane.tensors import datatype_of
 
 _STYLE = """

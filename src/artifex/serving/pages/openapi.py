@@ -20,7 +20,7 @@ from artifex.serving.pages.schemas import (
     ref,
 )
 from artifex.serving.plane.dataplane import DataPlane
-from artifex.serving.plane.served import ServedEndpoint
+from artifex.serving.plane.loaded_model import ServedEndpoint
 
 _ERRORS = {
     400: ("BadRequest", "The request is wrong."),

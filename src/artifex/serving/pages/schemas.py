@@ -9,7 +9,7 @@ import numpy as np
 
 from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.serving.pages.examples import needed_inputs
-from artifex.serving.plane.served import ServedEndpoint, is_picture
+from artifex.serving.plane.loaded_model import ServedEndpoint, is_picture
 
 Json = dict[str, Any]
 
