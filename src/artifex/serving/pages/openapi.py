@@ -88,7 +88,7 @@ def _pages() -> Json:
     any_object = _json({"type": "object"})
     return {
         "/": {"get": _operation("Pages", "index", "The models, with commands to try.", html, _READ)},
-        "/docs": {"get": _operation("Pages", "docs", "This document, to read.", html, _READ)},
+        "/docs": {"get": _operation("Pages", "docs", "The operations, to read.", html, _READ)},
         "/openapi.json": {"get": _operation("Pages", "openapi", "This document.", any_object, _READ)},
     }
 
