@@ -27,10 +27,11 @@ pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px
 pre code { user-select: all; }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0 1rem; font-size: .9375em; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+  border-bottom: 1px solid var(--line); overflow-wrap: break-word; }
 th { font-weight: 600; opacity: .7; }
+@media (max-width: 45rem) { td:not(:first-child) { overflow-wrap: anywhere; } }
 details { border: 1px solid var(--line); border-radius: 6px; margin: .4rem 0; padding: .4rem .8rem; }
-summary { cursor: pointer; overflow-wrap: anywhere; }
+summary { cursor: pointer; }
 .state { font-size: .75rem; font-weight: 600; padding: .15rem .5rem; border-radius: 1rem; color: #fff;
   background: #9a6700; vertical-align: middle; }
 .READY { background: #1a7f37; } .UNAVAILABLE { background: #b42318; }
@@ -82,7 +83,7 @@ def docs_page(plane: DataPlane, base_url: str) -> str:
     ]
     body = [
         "<h1>Artifex API</h1>",
-        "<p>What each operation takes and gives is in the OpenAPI document, for any viewer of such.</p>",
+        "<p>The OpenAPI document says what each operation takes and gives; any OpenAPI viewer shows it.</p>",
         _links({"Models": f"{base_url}/", "OpenAPI": f"{base_url}/openapi.json"}),
         _table(["Method", "Path", ""], rows),
     ]
