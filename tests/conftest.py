@@ -17,6 +17,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from artifex.generative_models.inference import Executor, load_exported_model
 from artifex.generative_models.models.vae import VAE
 
+pytest_plugins = ["gate"]
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

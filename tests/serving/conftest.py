@@ -22,9 +22,10 @@ from artifex.generative_models.inference import Executor, InferencePipeline, exp
 from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.vae import VAE
 from artifex.serving import create_app
-from artifex.serving.http.codec import InferRequest, InferResponse
 from artifex.serving.plane.dataplane import DataPlane
-from artifex.serving.plane.repository import PipelineSource, Repository, Source
+from artifex.serving.plane.origins import PipelineSource, Source
+from artifex.serving.plane.repository import Repository
+from artifex.serving.plane.requests import InferRequest, InferResponse
 
 Serving = Callable[..., AbstractAsyncContextManager[DataPlane]]
 Ask = Callable[..., InferResponse]

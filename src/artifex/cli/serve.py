@@ -69,9 +69,8 @@ def serve(
 ) -> None:
     """Serve models over HTTP and gRPC (the Open Inference Protocol)."""
     try:
-        from artifex.serving.app import create_app
+        from artifex.serving import Tls, create_app, run_server
         from artifex.serving.observe.events import show_events
-        from artifex.serving.server import Tls, run_server
     except ModuleNotFoundError as error:
         from artifex.generative_models.core.errors import InputError
 

@@ -13,11 +13,11 @@ import numpy as np
 from artifex.generative_models.core.errors import ArtifexError, InputError
 from artifex.generative_models.core.keys import RowKeys
 from artifex.generative_models.inference.executor.jobs import Job
-from artifex.serving.http.codec import InferRequest, InferResponse, Parameters
+from artifex.serving.plane.loaded_model import LoadedModel, ServedEndpoint, is_picture
 from artifex.serving.plane.pictures import decode_pictures
 from artifex.serving.plane.repository import Repository
+from artifex.serving.plane.requests import InferRequest, InferResponse, Parameters
 from artifex.serving.plane.seeds import MAX_SEED, FreshSeeds
-from artifex.serving.plane.served import LoadedModel, ServedEndpoint, is_picture
 from artifex.serving.plane.statuses import NotFoundError, NotReadyError, TooLargeError
 from artifex.serving.plane.tensors import as_dtype, short
 
