@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from artifex import __version__
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import Model, sample_key
 from artifex.generative_models.core.errors import InputError
@@ -279,7 +280,7 @@ def benchmark_model(
         ceilings,
         DeviceManager().default_device.device_kind,
         1 if executor.mesh is None else executor.mesh.size,
-        {name: version(name) for name in ("artifex", "jax", "jaxlib", "flax")},
+        {"artifex": __version__, **{name: version(name) for name in ("jax", "jaxlib", "flax")}},
     )
 
 
