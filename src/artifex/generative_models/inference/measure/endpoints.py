@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from artifex import __version__
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import Model
 from artifex.generative_models.core.errors import InputError
@@ -182,7 +183,7 @@ def benchmark_model(
         ceilings,
         DeviceManager().default_device.device_kind,
         1 if executor.mesh is None else executor.mesh.size,
-        {name: version(name) for name in ("artifex", "jax", "jaxlib", "flax")},
+        {"artifex": __version__, **{name: version(name) for name in ("jax", "jaxlib", "flax")}},
     )
 
 
