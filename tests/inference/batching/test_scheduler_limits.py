@@ -11,6 +11,7 @@ import pytest
 from shared import TIMEOUT, rows, submit
 
 from artifex.generative_models.core.errors import DeadlineExceededError, InputError, Overloaded
+from artifex.generative_models.inference.batching.scheduler import Scheduler
 from artifex.generative_models.inference.batching.stats import BatcherStats
 
 BYTES_PER_ROW = 2 * 3 * 4  # of `double`: three float32 in, three out
@@ -293,6 +294,37 @@ def test_a_deadline_passes_although_the_one_that_was_watched_is_of_no_use_any_mo
     late = submit(batcher, 1, timeout=0.3)
     with pytest.raises(DeadlineExceededError):
         late.result(TIMEOUT)
+
+
+def test_an_answer_is_seen_when_all_its_batches_are_counted(open_batcher, monkeypatch):
+    run_batch, answers = Scheduler._run, Scheduler._answers
+    first_filled, second_counted, go_on = (threading.Event() for _ in range(3))
+
+    def filling(self, batch, clock):
+        ((_, start, _),) = batch
+        if start:
+            assert first_filled.wait(TIMEOUT)
+            return answers(self, batch, clock)
+        found = answers(self, batch, clock)
+        first_filled.set()
+        assert go_on.wait(TIMEOUT)
+        return found
+
+    def counting(self, batch):
+        run_batch(self, batch)
+        if batch[0][1]:
+            second_counted.set()
+
+    monkeypatch.setattr(Scheduler, "_answers", filling)
+    monkeypatch.setattr(Scheduler, "_run", counting)
+    batcher = open_batcher(max_in_flight=2)
+    future = submit(batcher, 12)
+    assert second_counted.wait(TIMEOUT)
+    assert not future.done()
+    go_on.set()
+    np.testing.assert_array_equal(result(future), 2 * rows(12))
+    stats = batcher.stats()["double"]
+    assert (stats.rows, stats.batches, stats.requests) == (12, 2, 1)
 
 
 def test_stats_add_up_field_by_field():

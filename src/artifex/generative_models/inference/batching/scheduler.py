@@ -231,7 +231,9 @@ class Scheduler:
             stats.input_seconds += clock.input * len(batch)
             stats.infer_seconds += clock.infer * len(batch)
             stats.output_seconds += clock.output * len(batch)
-            answers = [answer for answer in answers if not answer[0].ended]
+            for request, first, stop in batch:
+                request.num_missing -= stop - first
+            answers = [answer for answer in answers if _is_complete(*answer)]
             for request, answer in answers:
                 self._end(request)
                 if isinstance(answer, Exception):
@@ -242,7 +244,11 @@ class Scheduler:
         self._answer(answers)
 
     def _answers(self, batch: list[Span], clock: _Clock) -> list[Answer]:
-        """Runs spans together; where they fail, in halves, so that each failing request fails alone."""
+        """Runs spans together; where they fail, in halves, so that each failing request fails alone.
+
+        Returns:
+            Each span's request, with its error or the outputs of which this span's rows are filled in.
+        """
         begin = time.perf_counter()
         try:
             job = self.executor.merge([(request.job, start, stop) for request, start, stop in batch])
@@ -261,20 +267,17 @@ class Scheduler:
         first = 0
         for request, start, stop in batch:
             try:
-                complete = self._fill(request, outputs, first, start, stop)
+                answers.append((request, self._fill(request, outputs, first, start, stop)))
             except Exception as error:  # such as no memory for this one's answer: the others have theirs
                 answers.append((request, error))
-            else:
-                if complete is not None:
-                    answers.append((request, complete))
             first += stop - start
         clock.input += merged - begin
         clock.infer += ran - merged
         clock.output += time.perf_counter() - ran
         return answers
 
-    def _fill(self, request: Request, batch: Outputs, first: int, start: int, stop: int) -> Outputs | None:
-        """Copies rows out of a batch, where they begin at `first`; all outputs, if these were the last."""
+    def _fill(self, request: Request, batch: Outputs, first: int, start: int, stop: int) -> Outputs:
+        """Copies rows out of a batch, where they begin at `first`, into the outputs of their request."""
         last = first + stop - start
         if stop - start == request.job.num_rows:
             return {name: batch[name][first:last].copy() for name in request.wanted}
@@ -284,9 +287,7 @@ class Scheduler:
             outputs = request.outputs
         for name, output in outputs.items():
             output[start:stop] = batch[name][first:last]
-        with self._lock:
-            request.num_missing -= stop - start
-            return None if request.num_missing else outputs
+        return outputs
 
     def _end(self, request: Request) -> None:
         """Marks a request as ended and takes it off the queue."""
@@ -316,6 +317,11 @@ def batch_rows(num_queued: int, batch_sizes: tuple[int, ...], parallel_execution
     if 4 * num_rows >= 3 * padded:
         return num_rows
     return max((size for size in batch_sizes if size <= num_rows), default=num_rows)
+
+
+def _is_complete(request: Request, answer: Outputs | Exception) -> bool:
+    """Whether a request ends with this answer: with its first error, or once none of its rows is missing."""
+    return not request.ended and (isinstance(answer, Exception) or not request.num_missing)
 
 
 def _not_finite(batch: list[Span]) -> dict[Request, Exception]:
