@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
 from artifex.generative_models.inference import Executor
+from artifex.generative_models.inference.executor.jobs import merged as merged_jobs
 from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.models.vae import VAE
 
@@ -395,7 +396,7 @@ def test_merged_rows_of_several_calls_are_what_each_gives_alone():
     ]
     expected[2] += rows(2) - np.resize(rows(2), (12, 3))[10:]
     parts = [(jobs[0], 1, 3), (jobs[1], 0, 2), (jobs[2], 0, 2)]
-    merged = executor.merge(parts)
+    merged = merged_jobs(parts)
     assert merged.num_rows == 6
     outputs = executor.run(merged)["y"][:6]
     # another batch size may round the normal distribution's inverse otherwise
@@ -408,7 +409,7 @@ def test_rows_of_any_dtype_can_be_merged(dtype):
     executor = Executor(None, {"same": endpoint}, batch_sizes=(4,))
     arrays = [(rows(2) % 2).astype(dtype), (rows(6)[::2] % 2)[:1].astype(dtype)]
     jobs = [executor.check("same", {"x": array}) for array in arrays]
-    merged = executor.merge([(job, 0, job.num_rows) for job in jobs])
+    merged = merged_jobs([(job, 0, job.num_rows) for job in jobs])
     np.testing.assert_array_equal(executor.run(merged)["y"][:3], np.concatenate(arrays))
 
 
@@ -419,7 +420,7 @@ def test_a_merged_batch_that_does_not_fit_the_device_runs_in_halves():
     program.executables[8] = exhausted
     jobs = [executor.check("double", {"x": rows(n)}) for n in (1, 4)]
     for _ in range(2):
-        outputs = executor.run(executor.merge([(job, 0, job.num_rows) for job in jobs]))
+        outputs = executor.run(merged_jobs([(job, 0, job.num_rows) for job in jobs]))
         np.testing.assert_array_equal(outputs["y"][:5], 2 * np.concatenate([rows(1), rows(4)]))
     assert program.max_batch_size == 4
 
@@ -436,7 +437,7 @@ def test_a_call_that_is_only_checked_says_what_is_wrong_at_once():
         executor.check("noisy", {"x": rows(2)}, seed=0, key=jax.random.key(0))
     later = executor.check("noisy", {"x": bad}, seed=0, values=False)
     with pytest.raises(InputError, match="row 1 has a NaN"):
-        executor.run(executor.merge([(later, 0, 2)]))
+        executor.run(merged_jobs([(later, 0, 2)]))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**32 + 5, -3])
@@ -508,9 +509,7 @@ def test_one_seed_a_row_is_sample_0_of_each(kind):
     seeds = [7, 0, 2**32 - 1, 7, -3, 2**32 + 5]
     zeros = np.zeros((len(seeds), 3), np.float32)
     job = executor.check("noisy", {"x": zeros}, seed=kind(seeds))
-    parts = [
-        executor.run(executor.merge([(job, start, stop)]))["y"] for start, stop in ((0, 1), (1, 5), (5, 6))
-    ]
+    parts = [executor.run(merged_jobs([(job, start, stop)]))["y"] for start, stop in ((0, 1), (1, 5), (5, 6))]
     found = np.concatenate([part[:n] for part, n in zip(parts, (1, 4, 1), strict=True)])
     alone = [executor("noisy", {"x": zeros[:1]}, key=nnx.Rngs(s & 0xFFFFFFFF).sample())["y"] for s in seeds]
     np.testing.assert_allclose(found, np.concatenate(alone), rtol=1e-6, atol=1e-6)  # as above
@@ -523,8 +522,8 @@ def test_seeds_a_row_go_with_other_kinds_of_keys_in_one_batch():
     by_one = executor.check("noisy", {"x": rows(1)}, seed=3, first_row=6)
     by_keys = executor.check("noisy", {"x": rows(1)}, keys=jax.random.split(jax.random.key(1), 1))
     jobs = [by_one, by_rows, by_keys]
-    merged = executor.run(executor.merge([(job, 0, job.num_rows) for job in jobs]))["y"]
-    alone = [executor.run(executor.merge([(job, 0, job.num_rows)]))["y"][: job.num_rows] for job in jobs]
+    merged = executor.run(merged_jobs([(job, 0, job.num_rows) for job in jobs]))["y"]
+    alone = [executor.run(merged_jobs([(job, 0, job.num_rows)]))["y"][: job.num_rows] for job in jobs]
     np.testing.assert_array_equal(merged, np.concatenate(alone))
 
 
@@ -576,8 +575,8 @@ def test_another_executor_takes_over_what_was_compiled_and_each_has_its_weights(
     for size in (1, 4):
         x = rows(size)
         np.testing.assert_array_equal(second.run(second.check("times", {"x": x}))["y"], 5 * x)
-    np.testing.assert_array_equal(first.run(first.merge([(queued, 0, 3)]))["y"][:3], 2 * rows(3))
-    np.testing.assert_array_equal(second.run(second.merge([(queued, 0, 3)]))["y"][:3], 5 * rows(3))
+    np.testing.assert_array_equal(first.run(merged_jobs([(queued, 0, 3)]))["y"][:3], 2 * rows(3))
+    np.testing.assert_array_equal(second.run(merged_jobs([(queued, 0, 3)]))["y"][:3], 5 * rows(3))
     assert compilations == []
 
 

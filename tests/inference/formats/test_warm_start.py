@@ -271,7 +271,7 @@ def test_options_are_kept_apart(export: Path):
     endpoint = Endpoint(shifted, {"x": TensorSpec((), jnp.float32)}, {"by": 1, "kind": None})
     x = np.zeros(2, np.float32)
     for compiled in (3, 1):  # of an option without a form in JSON nothing is kept
-        executor = Executor(None, {"shifted": endpoint}, batch_sizes=(2,), snapshot=Snapshot(export))
+        executor = Executor(None, {"shifted": endpoint}, batch_sizes=(2,), kept=Snapshot(export).programs)
         assert executor("shifted", {"x": x})["y"].tolist() == [1, 1]
         assert executor("shifted", {"x": x}, by=2)["y"].tolist() == [2, 2]
         assert executor("shifted", {"x": x}, kind=int)["y"].tolist() == [1, 1]

@@ -282,7 +282,7 @@ def load_pipeline(
         shard=shard,
         batch_sizes=None if batch_size is None else powers_up_to(batch_size),
         dtype=dtype,
-        snapshot=snapshot,
+        kept=None if snapshot is None else snapshot.programs,
     )
 
     def build() -> Any:

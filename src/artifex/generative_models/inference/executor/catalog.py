@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import InputError, InputTypeError
+from artifex.generative_models.inference.executor.kept import KeptPrograms
 from artifex.generative_models.inference.executor.placement import Placement
-from artifex.generative_models.inference.executor.program import KeptProgram, Program
+from artifex.generative_models.inference.executor.program import Program
 from artifex.generative_models.inference.executor.settings import Tuned
 from artifex.generative_models.inference.executor.weights import Weights
 
@@ -21,20 +22,6 @@ if TYPE_CHECKING:
 
 # Endpoint, the options that were changed, and the pictures that come as uint8.
 _Identity = tuple[str, tuple[tuple[str, Hashable], ...], tuple[str, ...]]
-
-
-class Snapshot(Protocol):
-    """What earlier processes found out about a model."""
-
-    def program(
-        self, endpoint: str, options: Mapping[str, Hashable], settings: Any, uint8: Sequence[str]
-    ) -> KeptProgram | None:
-        """What is kept of one program, if it can be kept."""
-        ...
-
-    def keep_programs_of(self, other: Self) -> None:
-        """Takes over what is kept of the same programs, for other values of the weights."""
-        ...
 
 
 class Catalog:
@@ -47,7 +34,7 @@ class Catalog:
         weights: Gives the weights to trace with.
         place: Where rows and weights lie.
         dtype: Of the computation.
-        snapshot: What earlier processes found out.
+        kept: What earlier processes found out.
     """
 
     def __init__(
@@ -58,7 +45,7 @@ class Catalog:
         weights: Callable[[], Weights],
         place: Placement,
         dtype: DTypeLike | None,
-        snapshot: Snapshot | None,
+        kept: KeptPrograms | None,
     ):
         self._endpoints = endpoints
         self._batch_sizes = batch_sizes
@@ -66,7 +53,7 @@ class Catalog:
         self._weights = weights
         self._place = place
         self._dtype = dtype
-        self._snapshot = snapshot
+        self._kept = kept
         self._pictures = {
             name: tuple(n for n, spec in endpoint.inputs.items() if spec.image_range is not None)
             for name, endpoint in endpoints.items()
@@ -114,8 +101,8 @@ class Catalog:
     def share(self, other: Catalog) -> None:
         """Takes over the programs of another model's catalog, which fit."""
         self._programs, self._lock = other._programs, other._lock
-        if self._snapshot is not None and other._snapshot is not None:
-            self._snapshot.keep_programs_of(other._snapshot)
+        if self._kept is not None and other._kept is not None:
+            self._kept.take_over(other._kept)
 
     def _program(self, endpoint: str, options: Mapping[str, Hashable], uint8: tuple[str, ...]) -> Program:
         identity: _Identity = (endpoint, self._changed(endpoint, options) if options else (), uint8)
@@ -141,9 +128,6 @@ class Catalog:
         settings = self._tuned[name].settings if name in self._tuned else {}
         with self._lock:
             if identity not in self._programs:
-                kept = None
-                if self._snapshot is not None:
-                    kept = self._snapshot.program(name, dict(options), settings, uint8)
                 self._programs[identity] = Program(
                     name,
                     endpoint,
@@ -154,6 +138,8 @@ class Catalog:
                     self._dtype,
                     batch_sizes=self._batch_sizes[name],
                     settings=settings,
-                    kept=kept,
+                    kept=None
+                    if self._kept is None
+                    else self._kept.program(name, dict(options), settings, uint8),
                 )
             return self._programs[identity]

@@ -24,18 +24,17 @@ from jax.sharding import Mesh
 from artifex.generative_models.core.endpoint import Endpoint, Model, TensorSpec
 from artifex.generative_models.core.errors import InputError, InputTypeError
 from artifex.generative_models.core.keys import RowKeys
-from artifex.generative_models.core.sharding import Shard, shard_identity
-from artifex.generative_models.inference.executor.catalog import Catalog, Snapshot
+from artifex.generative_models.core.sharding import Shard
+from artifex.generative_models.inference.executor.catalog import Catalog
 from artifex.generative_models.inference.executor.cost import Cost, cost_of
 from artifex.generative_models.inference.executor.jobs import (
     Inputs,
     Job,
-    Part,
     checked,
-    merged,
     row_keys,
     without_rows,
 )
+from artifex.generative_models.inference.executor.kept import KeptPrograms
 from artifex.generative_models.inference.executor.lockstep import Lockstep
 from artifex.generative_models.inference.executor.placement import Placement
 from artifex.generative_models.inference.executor.runner import Runner, num_cores
@@ -75,7 +74,7 @@ class Executor:
         dtype: Casts floating-point weights and inputs for the computation; outputs come back as float32.
         tuned: Whether to use what `tune` found out on this kind of device; or results to use, by endpoint.
             Those in use are in the attribute of that name.
-        snapshot: What an earlier process found out about the same model; what this one does goes there too.
+        kept: What earlier processes found out about the same model; what this one does goes there too.
 
     Raises:
         InputError: No batch size, one below 1, a mesh without a `data` axis or with unequal processes, or
@@ -92,7 +91,7 @@ class Executor:
         batch_sizes: Sequence[int] | None = None,
         dtype: DTypeLike | None = None,
         tuned: bool | Mapping[str, Tuned] = True,
-        snapshot: Snapshot | None = None,
+        kept: KeptPrograms | None = None,
     ):
         if endpoints is None:
             if not isinstance(model, Model):
@@ -113,14 +112,9 @@ class Executor:
             name: sizes_to_compile(batch_sizes, self.tuned.get(name), self._place.num_shards)
             for name in self.endpoints
         }
+        weights = lambda: self._weights  # noqa: E731 - they may be swapped
         self._catalog = Catalog(
-            self.endpoints,
-            self._batch_sizes,
-            self.tuned,
-            lambda: self._weights,
-            self._place,
-            dtype,
-            snapshot,
+            self.endpoints, self._batch_sizes, self.tuned, weights, self._place, dtype, kept
         )
         self._runner = Runner(self._place, self._catalog.executable, self._in_flight)
 
@@ -244,20 +238,11 @@ class Executor:
             job.is_finite = True
         return job
 
-    def merge(self, parts: Sequence[Part]) -> Job:
-        """Puts rows of several checked calls together, padded to a batch size.
-
-        Args:
-            parts: Rows of calls of one endpoint with the same options, at most its largest batch size
-                together.
-        """
-        return merged(parts)
-
     def run(self, job: Job) -> dict[str, np.ndarray]:
         """Runs a job of at most one batch and waits for it.
 
         Args:
-            job: What `merge` gives.
+            job: What `check` or `merged` gives.
 
         Returns:
             Arrays [at least rows, ...] by name; not to be written to.
@@ -443,15 +428,14 @@ class Executor:
         Returns:
             Whether it fits: structure, shapes, dtypes, devices and batch sizes are the same.
         """
-        if self._weights.signature() != other._weights.signature() or self._how() != other._how():
+        ours, theirs = (
+            (e._weights.signature(), e.dtype, e._place.rows, e._place.shard, e._batch_sizes, e.tuned)
+            for e in (self, other)
+        )
+        if ours != theirs:
             return False
         self._catalog.share(other._catalog)
         return True
-
-    def _how(self) -> tuple[Any, ...]:
-        """What executables depend on besides the weights and endpoints."""
-        shard = shard_identity(self._place.shard)
-        return self.dtype, self._place.rows, shard, self._batch_sizes, self.tuned
 
     def _in_flight(self, name: str) -> int:
         tuned = self.tuned.get(name)

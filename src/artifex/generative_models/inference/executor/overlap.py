@@ -12,21 +12,9 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any
 
 from artifex.generative_models.inference.executor.jobs import Piece
-
-
-class UnderWay(Protocol):
-    """Pieces that were started."""
-
-    def result(self) -> object:
-        """Waits until their outputs are on the host; raises what went wrong."""
-        ...
-
-    def cancel(self) -> object:
-        """Lets them be dropped, if they did not begin; nobody waits for them."""
-        ...
 
 
 def on_threads(
@@ -44,22 +32,20 @@ def on_threads(
     return _in_order(started, depth=2 * in_flight)
 
 
-def dispatched(
-    pieces: Iterator[Piece], dispatch: Callable[[Piece], UnderWay], in_flight: int
-) -> Iterator[Piece]:
+def dispatched(pieces: Iterator[Piece], dispatch: Callable[[Piece], Any], in_flight: int) -> Iterator[Piece]:
     """Runs pieces on a backend that runs asynchronously, and yields each when it is done, in order.
 
     Args:
         pieces: What to run.
-        dispatch: Starts one of them.
+        dispatch: Starts one, and gives what waits for it by `result()` and drops it by `cancel()`.
         in_flight: How many are under way.
     """
     started = (([piece], dispatch(piece)) for piece in pieces)
     return _in_order(started, depth=in_flight - 1)
 
 
-def _in_order(started: Iterator[tuple[list[Piece], UnderWay]], depth: int) -> Iterator[Piece]:
-    window: deque[tuple[list[Piece], UnderWay]] = deque()
+def _in_order(started: Iterator[tuple[list[Piece], Any]], depth: int) -> Iterator[Piece]:
+    window: deque[tuple[list[Piece], Any]] = deque()
     try:
         for item in started:
             window.append(item)
@@ -72,7 +58,7 @@ def _in_order(started: Iterator[tuple[list[Piece], UnderWay]], depth: int) -> It
             waiting.cancel()
 
 
-def _finished(window: deque[tuple[list[Piece], UnderWay]]) -> list[Piece]:
+def _finished(window: deque[tuple[list[Piece], Any]]) -> list[Piece]:
     pieces, under_way = window.popleft()
     under_way.result()
     return pieces

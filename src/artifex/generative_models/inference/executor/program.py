@@ -8,8 +8,7 @@ import math
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.keys import default_key_impl, derived_keys
 from artifex.generative_models.inference.cache import without_compilation_cache
+from artifex.generative_models.inference.executor.kept import KeptProgram, Trace
 from artifex.generative_models.inference.executor.placement import Placement
 from artifex.generative_models.inference.executor.settings import Setting
 from artifex.generative_models.inference.executor.weights import Weights
@@ -26,43 +26,6 @@ from artifex.generative_models.inference.executor.weights import Weights
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
     from jaxtyping import Array
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What tracing finds out about an endpoint.
-
-    Args:
-        weights: Places, in the flattened model, of the weights that it reads.
-        needs_keys: Whether it reads its keys.
-        outputs: One row of each output.
-        strided: Whether it has a strided convolution.
-    """
-
-    weights: tuple[int, ...]
-    needs_keys: bool
-    outputs: Mapping[str, TensorSpec]
-    strided: bool
-
-
-class KeptProgram(Protocol):
-    """What earlier processes found out about a program."""
-
-    def trace(self) -> Trace | None:
-        """What tracing found out."""
-        ...
-
-    def keep_trace(self, trace: Trace) -> None:
-        """Keeps what tracing found out."""
-        ...
-
-    def executable(self, size: int) -> jax.stages.Compiled | None:
-        """The executable of a batch size."""
-        ...
-
-    def keep_executable(self, size: int, executable: jax.stages.Compiled) -> None:
-        """Keeps the executable of a batch size."""
-        ...
 
 
 class Program:
