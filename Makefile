@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export NO_MKDOCS_2_WARNING := 1
+# Where Python keeps no bytecode, every process compiles all that it imports, which takes it seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check bench docs clean
 

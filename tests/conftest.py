@@ -1,18 +1,28 @@
-"""Strict JAX, eight CPU devices, and the models that tests share."""
+"""Strict JAX, two CPU devices, and the models that tests share."""
 
 import os
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} "
+    f"--xla_force_host_platform_device_count={os.environ.get('ARTIFEX_TESTS_DEVICES', '2')}"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from collections.abc import Iterator
+import atexit
+import random
+import shutil
+import tempfile
 from importlib import resources
+from typing import Any
 
+import eight_devices
 import jax
 import numpy as np
 import pytest
+from compiled import FOLDER, share_compilations
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
+from xdist.scheduler import LoadFileScheduling
 
 from artifex.generative_models.inference import Executor, load_exported_model
 from artifex.generative_models.models.vae import VAE
@@ -22,19 +32,44 @@ pytest_plugins = ["gate"]
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+if FOLDER not in os.environ:  # the first process of a session, whose others share what it makes
+    _session = tempfile.mkdtemp(prefix="artifex-tests-")
+    atexit.register(shutil.rmtree, _session, ignore_errors=True)
+    os.environ[FOLDER] = f"{_session}/compiled"
+    os.environ["ARTIFEX_CACHE_DIR"] = f"{_session}/cache"  # never the user's
+share_compilations()
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(eight_devices.plugin(config))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--random-files", type=int, metavar="SEED", help="run the files in a random order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Puts files that take minutes first, so that none is left to one process at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    seed = config.getoption("random_files")
+    if seed is None:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+    else:
+        files = list(dict.fromkeys(item.path for item in items))
+        random.Random(seed).shuffle(files)
+        items.sort(key=lambda item: files.index(item.path))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps tests, and the processes that they start, away from the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARTIFEX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
+class _Scheduling(LoadFileScheduling):
+    """Gives each process whole files, and all that starts a Ray to one of them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if nodeid.startswith(("tests/ray/", "tests/cli/test_on_ray")) else nodeid.split("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduling | None:
+    return _Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
@@ -68,8 +103,15 @@ def tiny_vae() -> VAE:
     return VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(0))
 
 
+@pytest.fixture
+def compiles_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has this process, and those that a test starts, find nothing compiled by other tests."""
+    monkeypatch.delenv(FOLDER)
+    share_compilations()
+
+
 @pytest.fixture(autouse=True)
-def _no_compilation_cache_stays_on():
+def _compilations_are_kept_where_they_were():
     """Undoes what commands that run in this process set."""
     before = {name: value for name, value in jax.config.values.items() if "_cache_" in name}
     yield

@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 import uvicorn
+from forked import Python
 from shared import TIMEOUT
 
 from artifex.serving.http.connection import KEEP_ALIVE_SECONDS, Connection
@@ -194,13 +194,10 @@ class Process:
     """
 
     def __init__(self, *args: object, before: str = "", stdin: int = subprocess.DEVNULL):
-        command = [sys.executable, "-c", f"{before}\nfrom artifex.cli import main; main()", "serve"]
-        command += [*map(str, args)]
+        command = ["-c", f"{before}\nfrom artifex.cli import main; main()", "serve", *args]
         for option in ("--port", "--grpc-port"):
             command += [] if option in args else [option, "0"]
-        self.popen = subprocess.Popen(
-            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self.popen = Python(command, stdin=stdin)
         self.events: list[dict[str, Any]] = []  # lines that are no JSON are {"line": ...}
         self._changed = threading.Condition()
         self._ended = False

@@ -2,10 +2,9 @@
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 
+from forked import Python
 from served import START_SECONDS
 
 
@@ -15,19 +14,13 @@ def free_address() -> str:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def start(command: Sequence[object], num_devices: int = 1) -> "subprocess.Popen[str]":
+def start(command: Sequence[object], num_devices: int = 1) -> Python:
     """Starts Python in a process with so many devices."""
     flags = f"--xla_force_host_platform_device_count={num_devices}"
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        env=os.environ | {"XLA_FLAGS": flags},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Python(command, env=os.environ | {"XLA_FLAGS": flags})
 
 
-def finish(processes: Sequence["subprocess.Popen[str]"]) -> list[tuple[int, str, str]]:
+def finish(processes: Sequence[Python]) -> list[tuple[int, str, str]]:
     """Waits for processes: of each its status, stdout and stderr."""
     try:
         said = [process.communicate(timeout=START_SECONDS) for process in processes]

@@ -1,15 +1,13 @@
 """The command line in this process and in one of its own, and a model that compiles fast."""
 
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flax import nnx
+from forked import Python
 from typer.testing import CliRunner
 
 from artifex.cli import app
@@ -85,15 +83,10 @@ def failing_cli() -> Callable[..., str]:
 
 
 @pytest.fixture
-def spawn() -> Callable[..., "subprocess.Popen[str]"]:
+def spawn() -> Callable[..., Python]:
     """Starts a command in a process of its own, after some code."""
 
-    def start(*args: object, before: str = "", shell: str = "") -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", f"{before}\n{MAIN}", *map(str, args)]
-        if shell:
-            command = ["sh", "-c", f'{shell}; exec "$@"', "sh", *command]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
-        )
+    def start(*args: object, before: str = "") -> Python:
+        return Python(["-c", f"{before}\n{MAIN}", *args])
 
     return start

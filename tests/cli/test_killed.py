@@ -1,7 +1,6 @@
 """Commands that are killed, interrupted or run out of disk, in processes of their own."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax import nnx
+from forked import Python
 
 from artifex.generative_models.inference.pipeline import load_pipeline
 
-Spawn = Callable[..., "subprocess.Popen[str]"]
+Spawn = Callable[..., Python]
 
 DIES = """
 import os, signal
@@ -27,7 +27,7 @@ npy.NpyWriter.write = dying_write
 """
 
 
-def kill(process: "subprocess.Popen[str]", output: Path) -> None:
+def kill(process: Python, output: Path) -> None:
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not output.exists()
@@ -106,7 +106,8 @@ pipeline.load_pipeline = load
 
 @pytest.mark.parametrize("output", ["samples.npy", "samples.png", "samples"])
 def test_full_disk_says_one_line(model: Path, folder: Path, spawn: Spawn, output: str):
-    process = spawn("generate", model, "-n", 4, "-o", output, shell="ulimit -f 0")
+    no_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    process = spawn("generate", model, "-n", 4, "-o", output, before=no_room)
     stdout, stderr = process.communicate()
     assert process.returncode == 1
     assert stdout == ""

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import Python
 from typer.testing import CliRunner
 
 from artifex import __version__
-from artifex.cli import main as app
+from artifex.cli import app
 
 COMMANDS = [
     *("demo", "inspect", "generate", "encode", "decode", "reconstruct", "interpolate", "export"),
@@ -80,9 +81,7 @@ def test_a_bug_keeps_its_traceback(model: Path, monkeypatch: pytest.MonkeyPatch)
     assert "artifex: error" not in result.stderr
 
 
-def test_nothing_but_the_result_reaches_the_terminal(
-    model: Path, spawn: Callable[..., subprocess.Popen[str]]
-):
+def test_nothing_but_the_result_reaches_the_terminal(model: Path, spawn: Callable[..., Python]):
     noise = (
         "import atexit, logging, warnings; "
         "from artifex.generative_models.inference import pipeline; load = pipeline.load_pipeline\n"
@@ -99,7 +98,7 @@ def test_nothing_but_the_result_reaches_the_terminal(
     assert stderr == ""
 
 
-def test_reader_that_leaves_early_is_no_error(model: Path, spawn: Callable[..., subprocess.Popen[str]]):
+def test_reader_that_leaves_early_is_no_error(model: Path, spawn: Callable[..., Python]):
     process = spawn("inspect", model)
     assert process.stdout
     assert process.stderr

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from distributed_ray import RAY_WARNS
+from forked import Python
 from served import Process
 
 pytestmark = RAY_WARNS
@@ -19,7 +20,7 @@ pytestmark = RAY_WARNS
 
 @pytest.mark.slow
 def test_encode_on_ray_writes_what_encode_does(
-    model: Path, small: np.ndarray, cli: Callable[..., str], spawn: Callable[..., "subprocess.Popen[str]"]
+    model: Path, small: np.ndarray, cli: Callable[..., str], spawn: Callable[..., Python]
 ):
     np.save("x.npy", small)
     args = ["encode", model, "x.npy", "--batch-size", 4]

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forked import Python
 from typer.testing import CliRunner
 
-from artifex.cli import main as app
+from artifex.cli import app
 
 Fails = Callable[..., str]
 PORTS = ["--port", "0", "--grpc-port", "0"]
@@ -122,10 +123,10 @@ def test_a_certificate_that_is_not_there_is_one_line(model: Path, failing_cli: F
 
 
 def test_a_locked_key_needs_its_password_and_no_terminal(
-    model: Path, certificates: Path, spawn: Callable[..., "subprocess.Popen[str]"]
+    model: Path, certificates: Path, spawn: Callable[..., Python]
 ):
     args = ["--ssl-certfile", certificates / "a.crt", "--ssl-keyfile", certificates / "locked.key"]
-    process = spawn("serve", model, *args, *PORTS, shell="exec </dev/null")
+    process = spawn("serve", model, *args, *PORTS)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert (stdout, stderr.count("\n")) == ("", 1)

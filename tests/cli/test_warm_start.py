@@ -2,12 +2,23 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import Python
 
-Spawn = Callable[..., "subprocess.Popen[str]"]
+Spawn = Callable[..., Python]
+pytestmark = pytest.mark.usefixtures("compiles_anew")
+
+# Forgets what the processes of the tests have imported before they begin.
+FRESH = """
+import sys
+for name in [*sys.modules]:
+    if name.partition(".")[0] in ("flax", "orbax"):
+        del sys.modules[name]
+"""
 
 # Writes down which libraries a command imported and what JAX compiled for it.
 WATCHED = """
@@ -32,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def watched(spawn: Spawn) -> Callable[..., dict[str, list[str]]]:
     def run(*args: object) -> dict[str, list[str]]:
-        process = spawn(*args, before=WATCHED)
+        process = spawn(*args, before=FRESH + WATCHED)
         _, stderr = process.communicate()
         assert (process.returncode, stderr) == (0, "")
         return json.loads(Path("seen.json").read_text())
@@ -43,13 +54,19 @@ def watched(spawn: Spawn) -> Callable[..., dict[str, list[str]]]:
 NOTHING: dict[str, list[str]] = {"libraries": [], "compiled": []}
 
 
-def test_a_second_start_imports_no_flax_and_compiles_nothing(watched: Callable[..., dict[str, list[str]]]):
-    first = watched("generate", "mnist-vae", "-n", 40, "-o", "first.png")
+def test_a_second_start_imports_no_flax_and_compiles_nothing():
+    def watched(*args: str) -> dict[str, list[str]]:
+        code = f"{WATCHED}\nfrom artifex.cli import main; main()"
+        process = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+        assert (process.returncode, process.stderr) == (0, "")
+        return json.loads(Path("seen.json").read_text())
+
+    first = watched("generate", "mnist-vae", "-n", "40", "-o", "first.png")
     assert first["libraries"] == ["flax", "orbax.checkpoint"]
     assert first["compiled"]
-    assert watched("generate", "mnist-vae", "-n", 40, "-o", "second.png") == NOTHING
+    assert watched("generate", "mnist-vae", "-n", "40", "-o", "second.png") == NOTHING
     assert Path("first.png").read_bytes() == Path("second.png").read_bytes()
-    assert watched("generate", "mnist-vae", "-n", 64, "-o", "third.png", "--seed", 4) == NOTHING
+    assert watched("generate", "mnist-vae", "-n", "64", "-o", "third.png", "--seed", "4") == NOTHING
 
 
 def test_commands_share_a_snapshot(model: Path, small, watched: Callable[..., dict[str, list[str]]]):

@@ -1,11 +1,10 @@
 import gc
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,8 +223,7 @@ def test_one_device_to_eight_and_back(tmp_path: Path) -> None:
     source, target = tmp_path / "one", tmp_path / "eight"
     save(source, step0=layer)
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-c", ON_EIGHT_DEVICES, source, target]
-    subprocess.run(command, env=environment, check=True)
+    forked.run(["-c", ON_EIGHT_DEVICES, source, target], env=environment, check=True)
     abstract = nnx.eval_shape(lambda: nnx.Linear(8, 16, rngs=nnx.Rngs(0)))
     expected = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(1), nnx.state(layer))
     two = NamedSharding(DeviceManager().mesh(2), PartitionSpec())

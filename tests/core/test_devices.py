@@ -9,6 +9,8 @@ from artifex.generative_models.core import DeviceManager
 from artifex.generative_models.core.devices import DeviceMemory
 from artifex.generative_models.core.errors import InputError
 
+pytestmark = pytest.mark.eight_devices
+
 
 def test_devices() -> None:
     assert DeviceManager().devices == jax.devices()

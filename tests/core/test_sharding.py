@@ -12,6 +12,8 @@ from artifex.generative_models.core.sharding import WeightLayout, logical_axes
 from artifex.generative_models.inference import Executor, load_exported_model
 from artifex.generative_models.inference.pipeline import load_pipeline
 
+pytestmark = pytest.mark.eight_devices
+
 
 @pytest.fixture(scope="module")
 def mesh() -> jax.sharding.Mesh:

@@ -10,6 +10,8 @@ from artifex.generative_models.inference import cache
 
 SOMEONE_ELSE = 12345
 
+pytestmark = pytest.mark.usefixtures("compiles_anew")
+
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

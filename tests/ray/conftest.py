@@ -1,8 +1,8 @@
-"""A Ray of two cores for the tests of a file, and a model that loads fast."""
+"""A Ray of two cores, and a model that loads fast."""
 
+import contextlib
 import importlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from flax import nnx
 from artifex.generative_models.inference import InferencePipeline, export_model
 from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.vae import VAE
-from artifex.ray.cluster import joined
+from artifex.ray.cluster import import_ray, joined
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +35,24 @@ def small(digits: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(digits[:70, 8:16, 8:16])
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[object]:
+@pytest.fixture(scope="session")
+def ray() -> object:
     """A Ray on this machine; what it starts knows the cache of the tests, and steps back for nobody."""
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - it is Ray's
-    with joined("local") as started:
-        assert started
-        yield importlib.import_module("ray")
+    assert _joined.enter_context(joined("local"))
+    return importlib.import_module("ray")
+
+
+_joined = contextlib.ExitStack()
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Ends the Ray once no test in this folder follows, rather than leave it to idle beside the others."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        _joined.close()
+
+
+@pytest.fixture
+def unconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has this process look for a Ray as if none were joined."""
+    monkeypatch.setattr(import_ray(), "is_initialized", lambda: False)

@@ -10,7 +10,7 @@ from artifex.generative_models.core.errors import InputError
 from artifex.ray import cluster
 from artifex.ray.cluster import import_ray, joined, require
 
-pytestmark = RAY_WARNS
+pytestmark = [*RAY_WARNS, pytest.mark.usefixtures("unconnected")]
 
 
 def free_port() -> int:

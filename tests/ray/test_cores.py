@@ -1,8 +1,8 @@
 import os
-import subprocess
 import sys
 import threading
 
+import forked
 import pytest
 
 from artifex.ray.cores import claimed_cores
@@ -40,5 +40,5 @@ with claimed_cores({count}):
     print(*os.sched_getaffinity(0), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    done = forked.run(["-c", code])
     return {int(core) for core in done.stdout.split()}

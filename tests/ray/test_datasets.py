@@ -4,12 +4,11 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forked
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -169,8 +168,8 @@ def test_a_killed_driver_is_resumed(
     ray: object, tiny: Path, tmp_path: Path, sources: dict[str, Path], latents: np.ndarray
 ):
     output = tmp_path / "out.npy"
-    command = [sys.executable, "-c", DRIVER, tiny, sources["array"], output]
-    assert subprocess.run(command, timeout=START_SECONDS, capture_output=True).returncode == -signal.SIGKILL
+    command = ["-c", DRIVER, tiny, sources["array"], output]
+    assert forked.run(command, timeout=START_SECONDS).returncode == -signal.SIGKILL
     assert not output.exists()
     facts = encode_dataset(tiny, sources["array"], output, resume=True, **SHARDS)
     assert 24 <= facts["resumed_at"] < 70

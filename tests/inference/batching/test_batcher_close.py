@@ -1,12 +1,11 @@
 """How a batcher ends: closed, dropped, or with its process."""
 
 import gc
-import subprocess
-import sys
 import threading
 import weakref
 from concurrent.futures import wait
 
+import forked
 import numpy as np
 import pytest
 from shared import TIMEOUT, batcher_threads, rows, submit
@@ -233,9 +232,7 @@ print("done")
 
 
 def run_script(script, timeout=90):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=timeout
-    )
+    return forked.run(["-W", "error", "-c", script], timeout=timeout)
 
 
 def test_done_callbacks_may_close():

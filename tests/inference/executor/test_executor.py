@@ -1,10 +1,9 @@
 import gc
-import subprocess
-import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,6 +178,7 @@ def test_a_scalar_goes_to_every_row(executor, temperature):
     np.testing.assert_array_equal(one, executor("generate", {"temperature": each}, key=key)["x"])
 
 
+@pytest.mark.eight_devices
 def test_rows_of_a_mesh_live_on_all_its_devices(tiny_vae):
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
     executor = Executor(tiny_vae, mesh=mesh, batch_sizes=(1, 3, 8, 9))
@@ -369,7 +369,7 @@ print(executor._catalog.find("hungry", {}).max_batch_size)
 
 @pytest.mark.slow
 def test_a_device_that_is_really_out_of_memory():
-    run = subprocess.run([sys.executable, "-c", REAL_OUT_OF_MEMORY], capture_output=True, text=True)
+    run = forked.run(["-c", REAL_OUT_OF_MEMORY])
     assert run.stdout.split("\n")[:2] == ["[1.0, 1.0, 1.0]", "1"], run.stderr[-2000:]
 
 

@@ -158,6 +158,7 @@ def spread():
     return make
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize(("case", "layout"), SPREAD_CASES, indirect=["case"])
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(num_rows=st.integers(1, ROWS))

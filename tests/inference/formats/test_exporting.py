@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from forked import Python
 
 from artifex import __version__
 from artifex.generative_models.core.checkpointing import (
@@ -249,16 +250,15 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", WRITER]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+def process() -> Iterator[Python]:
+    with Python(["-c", WRITER], stdin=subprocess.PIPE) as process:
         yield process
 
 
 class Writer:
     """WRITER on a directory with an export of `model`, and with its weights as step 1."""
 
-    def __init__(self, process: subprocess.Popen[str], root: Path, model: VAE):
+    def __init__(self, process: Python, root: Path, model: VAE):
         self.process = process
         self.root = root
         self.model = model
@@ -299,7 +299,7 @@ class Writer:
 
 
 @pytest.fixture
-def writer(process: subprocess.Popen[str], tmp_path: Path, model: VAE) -> Writer:
+def writer(process: Python, tmp_path: Path, model: VAE) -> Writer:
     return Writer(process, tmp_path, model)
 
 

@@ -21,6 +21,8 @@ from artifex.generative_models.inference.formats.warm_start import Snapshot
 from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.vae import VAE
 
+pytestmark = pytest.mark.usefixtures("compiles_anew")
+
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

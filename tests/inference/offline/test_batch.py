@@ -33,12 +33,14 @@ def test_every_encoder_gives_every_row(encode, mnist_vae, pictures, means):
     np.testing.assert_allclose(encode(mnist_vae, pictures[:ROWS]), means, **TOLERANCE)
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("num_devices", [None, 1, 2, 5])
 def test_devices_do_not_change_the_rows(mnist_vae, pictures, means, num_devices):
     encoded = parallel_batch_inference(mnist_vae, pictures[:ROWS], num_devices, batch_size=8)
     np.testing.assert_allclose(encoded, means, **TOLERANCE)
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("num_devices", [0, 9, -1])
 def test_more_devices_than_there_are(mnist_vae, pictures, num_devices):
     with pytest.raises(InputError, match="expected 1 to 8"):

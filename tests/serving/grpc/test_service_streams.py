@@ -197,7 +197,7 @@ def test_a_load_goes_on_when_its_client_leaves(served, scaler):
 
     def load_and_leave(port):
         with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
-            client.load_model("scaler", client_timeout=0.2)
+            client.load_model("scaler", client_timeout=1)
 
     served(test)
 

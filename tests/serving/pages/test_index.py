@@ -2,10 +2,10 @@ import asyncio
 import html
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forked
 import httpx
 import pytest
 from PIL import Image
@@ -110,7 +110,7 @@ def test_every_command_works(server: Live, tmp_path: Path):
 
 def test_python_works(server: Live):
     script = "\n".join(commands(server.client.get("/").text, "python"))
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT)
+    run = forked.run(["-c", script], timeout=TIMEOUT)
     assert run.returncode == 0, run.stderr
     tiny = ["(4, 8, 8, 1)", "(4, 4)", "(4, 4)", "(4, 8, 8, 1)", "(4, 8, 8, 1)"]
     assert run.stdout.splitlines() == [*tiny, *3 * ["(4, 3)"]]
