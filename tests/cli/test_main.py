@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from artifex import __version__
-from artifex.cli import main as app
+from artifex.cli import app
 
 COMMANDS = [
     *("demo", "inspect", "generate", "encode", "decode", "reconstruct", "interpolate", "export"),

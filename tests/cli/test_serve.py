@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from artifex.cli import main as app
+from artifex.cli import app
 
 Fails = Callable[..., str]
 PORTS = ["--port", "0", "--grpc-port", "0"]
