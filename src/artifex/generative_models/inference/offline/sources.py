@@ -46,6 +46,11 @@ class PictureFiles:
         pictures = decode_ahead(self.paths[first:stop], self._read, math.prod(self.shape))
         return (picture[None] for picture in pictures)
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the pictures."""
+        return np.dtype(np.uint8)
+
     def identity(self) -> str:
         """A digest of the files' names, sizes and times of change."""
         digest = hashlib.sha256(repr(self.resize).encode())
@@ -70,6 +75,11 @@ class ArrayFile:
     def rows(self, first: int = 0, stop: int | None = None) -> NDArray[Any]:
         """The rows from number `first` on."""
         return self.array[first:stop]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the array."""
+        return self.array.dtype
 
     def identity(self) -> list[Any]:
         """The file's name, size and time of change."""
