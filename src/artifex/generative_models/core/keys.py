@@ -80,7 +80,7 @@ class RowKeys:
             InputTypeError: Not integers.
         """
         if isinstance(seed, list | tuple):
-            words = sample_keys_data([_checked_seed(one) for one in seed])
+            words = seed_words([_checked_seed(one) for one in seed])
             return cls(default_key_impl(), _rows(words, folded=True))
         impl = default_key_impl()
         return cls(impl, _seed_words(impl, _checked_seed(seed)), first_row)
@@ -135,32 +135,21 @@ def sample_key(rngs: nnx.Rngs | int) -> Key[Array, ""]:
     """
     if not isinstance(rngs, int):
         return rngs.sample()
-    words = sample_key_data(rngs)
-    return jax.random.wrap_key_data(jax.device_put(words), impl=default_key_impl())
+    return jax.random.wrap_key_data(jax.device_put(seed_words([rngs])[0]), impl=default_key_impl())
 
 
-def sample_key_data(seed: int) -> UInt32[np.ndarray, " words"]:
-    """The words of `sample_key(seed)`, on the host.
-
-    Args:
-        seed: An integer, as `nnx.Rngs` takes it.
-    """
-    if default_key_impl() != "threefry2x32" or not 0 <= seed < 2**32:
-        return np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 0)))
-    return np.asarray(_threefry2x32((0, seed), (0, 0)), np.uint32)
-
-
-def sample_keys_data(seeds: Sequence[int]) -> UInt32[np.ndarray, "seeds words"]:
-    """`sample_key_data` of many seeds, in little more time than that of a few takes.
+def seed_words(seeds: Sequence[int]) -> UInt32[np.ndarray, "seeds words"]:
+    """The words of `sample_key` of each seed, on the host.
 
     Args:
         seeds: Integers, as `nnx.Rngs` takes them.
     """
     if not seeds:
-        return np.zeros((0, len(sample_key_data(0))), np.uint32)
-    if default_key_impl() != "threefry2x32" or not 0 <= min(seeds) <= max(seeds) < 2**32:
-        return np.stack([sample_key_data(seed) for seed in seeds])
-    return np.stack(_threefry2x32((0, np.array(seeds, np.uint64)), (0, 0)), axis=-1).astype(np.uint32)
+        return np.zeros((0, 2), np.uint32)
+    if default_key_impl() == "threefry2x32" and 0 <= min(seeds) <= max(seeds) < 2**32:
+        return _threefry2x32(np.array(seeds, np.uint64))
+    keys = (jax.random.fold_in(jax.random.key(seed), 0) for seed in seeds)
+    return np.stack([np.asarray(jax.random.key_data(key)) for key in keys])
 
 
 def default_key_impl() -> str:
@@ -172,7 +161,7 @@ def default_key_impl() -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _seed_words(impl: str, seed: int) -> np.ndarray:
-    return sample_key_data(seed)
+    return seed_words([seed])[0]
 
 
 def _rows(words: np.ndarray, *, folded: bool) -> np.ndarray:
@@ -199,28 +188,32 @@ def _checked_seed(seed: Any) -> int:
     return int(seed) & 0xFFFFFFFF  # as `nnx.Rngs` takes it
 
 
-def _threefry2x32(key: tuple[int, Any], counter: tuple[int, int]) -> tuple[Any, Any]:
-    """The block cipher behind JAX's default keys, in Python: JAX would compile it, for a tenth of a second.
+def _threefry2x32(seeds: np.ndarray) -> np.ndarray:
+    """The block cipher behind JAX's default keys, of a block of zeros under keys (0, seed).
+
+    It is here in NumPy since JAX would compile it, for a tenth of a second.
 
     Args:
-        key: Two words; the second may be an array of uint64.
-        counter: Two words.
+        seeds: Words in uint64 [seeds].
+
+    Returns:
+        Blocks, uint32 [seeds, 2].
 
     References:
         Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, 2011, section 3.3.
         https://doi.org/10.1145/2063384.2063405
     """
-    mask = 2**32 - 1
-    keys = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
-    x, y = (counter[0] + keys[0]) & mask, (counter[1] + keys[1]) & mask
+    mask = np.uint64(2**32 - 1)
+    keys = (np.zeros_like(seeds), seeds, seeds ^ np.uint64(0x1BD11BDA))
+    x, y = keys[0], keys[1]
     for i, rotations in enumerate(_ROTATIONS):
-        for left, right in rotations:
+        for left in rotations:
             x = (x + y) & mask
-            y = ((y << left) & mask | y >> right) ^ x
+            y = ((y << np.uint64(left)) & mask | y >> np.uint64(32 - left)) ^ x
         x = (x + keys[(i + 1) % 3]) & mask
-        y = (y + keys[(i + 2) % 3] + i + 1) & mask
-    return x, y
+        y = (y + keys[(i + 2) % 3] + np.uint64(i + 1)) & mask
+    return np.stack([x, y], axis=-1).astype(np.uint32)
 
 
-_EVEN, _ODD = (tuple((left, 32 - left) for left in group) for group in ((13, 15, 26, 6), (17, 29, 16, 24)))
+_EVEN, _ODD = (13, 15, 26, 6), (17, 29, 16, 24)
 _ROTATIONS = (_EVEN, _ODD, _EVEN, _ODD, _EVEN)
