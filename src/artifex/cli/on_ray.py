@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from artifex.cli.failures import needs
@@ -13,40 +12,16 @@ from artifex.cli.options import Engine, Scale
 from artifex.generative_models.core.errors import InputError
 
 
-@dataclass(frozen=True)
-class Processes:
-    """Processes on Ray.
-
-    Args:
-        num: How many; None is for the command to say.
-        cpus: Cores for each.
-        gpus: GPUs for each.
-        address: Of a cluster.
-    """
-
-    num: int | None
-    cpus: float
-    gpus: float
-    address: str | None
-
-
-def processes_on_ray(
-    engine: Engine,
-    *,
-    num: int | None,
-    cpus: float | None,
-    gpus: float | None,
-    address: str | None,
-    **others: Any,
-) -> Processes | None:
-    """The processes of a command's options; None where it runs here.
+def runs_on_ray(
+    engine: Engine, *, num: int | None, cpus: float | None, gpus: float | None, **others: Any
+) -> bool:
+    """Whether a command is to run on Ray, by its options.
 
     Args:
         engine: What it runs on.
-        num: Option.
-        cpus: Option.
-        gpus: Option.
-        address: Option, which `$RAY_ADDRESS` may have set.
+        num: Number of processes there.
+        cpus: Cores for each.
+        gpus: GPUs for each.
         **others: Options that do not go with Ray, by name, and their values.
 
     Raises:
@@ -57,11 +32,11 @@ def processes_on_ray(
         for name, value in given.items():
             if value is not None:
                 raise InputError(f"the {name} goes with --engine ray")
-        return None
+        return False
     for name, value in others.items():
         if value not in (None, False):
             raise InputError(f"--{name.replace('_', '-')} does not go with --engine ray; leave it out")
-    return Processes(num, 1.0 if cpus is None else cpus, gpus or 0.0, address)
+    return True
 
 
 def on_actors(name: str, scale: Scale) -> Callable[..., dict[str, Any]] | None:
@@ -74,16 +49,14 @@ def on_actors(name: str, scale: Scale) -> Callable[..., dict[str, Any]] | None:
     Raises:
         InputError: Options that do not go together, or what the function needs is not installed.
     """
-    processes = processes_on_ray(
+    if not runs_on_ray(
         scale.engine,
         num=scale.actors,
         cpus=scale.actor_cpus,
         gpus=scale.actor_gpus,
-        address=scale.ray_address,
         devices=scale.devices,
         coordinator=scale.coordinator,
-    )
-    if processes is None:
+    ):
         return None
     from artifex import ray
 
@@ -93,10 +66,10 @@ def on_actors(name: str, scale: Scale) -> Callable[..., dict[str, Any]] | None:
         function,
         batch_size=scale.batch_size,
         dtype=None if scale.dtype is None else scale.dtype.value,
-        num_actors=processes.num or 1,
-        num_cpus=processes.cpus,
-        num_gpus=processes.gpus,
-        address=processes.address,
+        num_actors=scale.actors or 1,
+        num_cpus=1.0 if scale.actor_cpus is None else scale.actor_cpus,
+        num_gpus=scale.actor_gpus or 0.0,
+        address=scale.ray_address,
         resume=scale.resume,
         progress=sys.stderr.isatty(),
     )

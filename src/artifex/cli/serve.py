@@ -72,21 +72,20 @@ def serve(
     with needs("serve"):
         from artifex.serving import Tls, create_app, run_server
         from artifex.serving.observe.events import show_events
-    from artifex.cli.on_ray import processes_on_ray
+    from artifex.cli.on_ray import runs_on_ray
     from artifex.cli.run import compute_dtype, use_cache
     from artifex.generative_models.core.errors import InputError
     from artifex.ray.cluster import name_everywhere
 
-    processes = processes_on_ray(
+    on_ray = runs_on_ray(
         engine,
         num=replicas,
         cpus=actor_cpus,
         gpus=actor_gpus,
-        address=ray_address,
         ssl_certfile=ssl_certfile,
         access_log=access_log,
     )
-    if processes is None and max_replicas is not None:
+    if not on_ray and max_replicas is not None:
         raise InputError("--max-replicas goes with --engine ray")
     if (ssl_certfile is None) != (ssl_keyfile is None):
         raise InputError("TLS takes both --ssl-certfile and --ssl-keyfile")
@@ -94,7 +93,7 @@ def serve(
     show_events(as_json=not sys.stderr.isatty() if log_json is None else log_json)
     use_cache()
     named = _named(models)
-    if processes is not None:
+    if on_ray:
         named = {name: name_everywhere(model) for name, model in named.items()}
     make_app = functools.partial(
         create_app,
@@ -110,7 +109,7 @@ def serve(
         access_log=access_log,
         watch_seconds=1.0 if watch else None,
     )
-    if processes is not None:
+    if on_ray:
         with needs("ray"):
             from artifex.ray import run_on_ray
         status = run_on_ray(
@@ -119,12 +118,12 @@ def serve(
             host=host,
             port=port,
             grpc_port=grpc_port if grpc else None,
-            replicas=processes.num or 1,
+            replicas=replicas or 1,
             max_replicas=max_replicas,
-            num_cpus=processes.cpus,
-            num_gpus=processes.gpus,
+            num_cpus=1.0 if actor_cpus is None else actor_cpus,
+            num_gpus=actor_gpus or 0.0,
             grace=grace,
-            address=processes.address,
+            address=ray_address,
         )
         raise typer.Exit(status)
     tls = None
