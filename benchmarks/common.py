@@ -13,12 +13,16 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from rich.console import Console
 from rich.table import Table
+
+from artifex import __version__
 
 Row = list[object]  # of a table
 Facts = dict[str, object]  # of the JSON line
@@ -35,7 +39,8 @@ def machine() -> dict[str, object]:
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("jax", "jaxlib", "flax", "artifex")},
+        **{name: version(name) for name in ("jax", "jaxlib", "flax")},
+        "artifex": __version__,
     }
 
 
@@ -72,19 +77,25 @@ def ratio(times: Mapping[str, list[float]], baseline: str, ours: str) -> float:
     return statistics.median(b / o for b, o in zip(times[baseline], times[ours], strict=True))
 
 
-def matmul_flops() -> float:
-    """The machine's float32 matrix-multiplication rate in operations a second, best of several."""
-    a = jnp.ones((2048, 2048), jnp.float32)
+def matmul_flops(side: int = 2048, dtype: DTypeLike = jnp.float32) -> float:
+    """The machine's matrix-multiplication rate in operations a second, best of several."""
+    a = jnp.ones((side, side), dtype)
     product = jax.jit(lambda a: a @ a).lower(a).compile()
     product(a).block_until_ready()
-    return 2 * 2048**3 / min(seconds(lambda: product(a)) for _ in range(10))
+    return 2 * side**3 / min(seconds(lambda: product(a)) for _ in range(10))
 
 
-def report(name: str, columns: list[str], rows: list[list[object]], facts: Mapping[str, object]) -> None:
-    """Prints a table for people, then one JSON line that holds it as well."""
+def report(
+    name: str,
+    columns: list[str],
+    rows: list[Row],
+    facts: Mapping[str, object],
+    justify: Literal["left", "right"] = "right",
+) -> None:
+    """Prints a table for people, then one JSON line that holds it as well; the first column stays left."""
     table = Table(title=name, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else justify)
     for row in rows:
         table.add_row(*map(str, row))
     Console(width=110).print(table)

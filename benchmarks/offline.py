@@ -11,7 +11,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import digits, in_turns, ratio, report, seconds
+from baselines import fastest, jit_loops
+from common import digits, in_turns, ratio, report
 from flax import nnx
 
 from artifex.generative_models.inference import (
@@ -28,34 +29,6 @@ ROUNDS = 9
 
 def bounds(batch_size: int) -> list[tuple[int, int]]:
     return [(i, min(i + batch_size, ROWS)) for i in range(0, ROWS, batch_size)]
-
-
-def to_numpy(outputs) -> np.ndarray:
-    return np.concatenate([np.asarray(output) for output in outputs])
-
-
-def copied_at_once(outputs) -> np.ndarray:
-    return np.concatenate(jax.device_get(list(outputs)))
-
-
-HOMES = {"batch by batch": to_numpy, "at the end": copied_at_once}
-
-
-def jit_loops(run):
-    """`run(start, stop)` dispatches a batch; one loop for each batch size and way home."""
-    return {
-        f"batch {size}, {home}": lambda size=size, bring=bring: bring(run(a, b) for a, b in bounds(size))
-        for size in BATCH_SIZES
-        for home, bring in HOMES.items()
-    }
-
-
-def fastest(loops):
-    """The label of the fastest loop, and the seconds of each."""
-    for loop in loops.values():
-        loop()  # compiles
-    trial = {label: min(seconds(loop) for _ in range(2)) for label, loop in loops.items()}
-    return min(trial, key=trial.get), trial
 
 
 def compare(title, loops, tuned_loops, eager, ours):
@@ -105,8 +78,8 @@ def main() -> None:
     plain_encode, tuned_encode = jax.jit(encode), jax.jit(encode, compiler_options=options)
     encode_rows, encode_facts = compare(
         "encode",
-        jit_loops(lambda a, b: plain_encode(params, images[a:b])),
-        jit_loops(lambda a, b: tuned_encode(params, images[a:b])),
+        jit_loops(lambda a, b: plain_encode(params, images[a:b]), ROWS, BATCH_SIZES),
+        jit_loops(lambda a, b: tuned_encode(params, images[a:b]), ROWS, BATCH_SIZES),
         lambda: jnp.concatenate([model.encode(images[a:b])["mean"] for a, b in bounds(32)]),
         {
             "Artifex": lambda: batch_encode_images(model, images),
@@ -123,8 +96,8 @@ def main() -> None:
     sample = nnx.Rngs(0).sample
     generate_rows, generate_facts = compare(
         "generate",
-        jit_loops(lambda a, b: plain_draw(params, keys[a // (b - a)], b - a)),
-        jit_loops(lambda a, b: tuned_draw(params, keys[a // (b - a)], b - a)),
+        jit_loops(lambda a, b: plain_draw(params, keys[a // (b - a)], b - a), ROWS, BATCH_SIZES),
+        jit_loops(lambda a, b: tuned_draw(params, keys[a // (b - a)], b - a), ROWS, BATCH_SIZES),
         lambda: jnp.concatenate(
             [model.decode(jax.random.normal(sample(), (b - a, model.latent_dim))) for a, b in bounds(32)]
         ),

@@ -8,11 +8,11 @@ two calls of the bare executable ever meets them awake, and waking them costs 15
 from __future__ import annotations
 
 import statistics
-import time
+from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from baselines import bare_executable, microseconds
 from common import digits, report
 from flax import nnx
 
@@ -23,33 +23,9 @@ ROUNDS = 15
 PAUSES = {"back to back": 0.0, "50 µs apart": 50e-6}
 
 
-def microseconds(call, pause: float) -> float:
-    """Median latency of a call, its results awaited, with so many seconds of other work before it."""
-    times = []
-    for _ in range(CALLS):
-        ready = time.perf_counter() + pause
-        while pause and time.perf_counter() < ready:
-            pass
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return 1e6 * statistics.median(times)
-
-
 def main() -> None:
     model, _, _ = load_exported_model("mnist-vae")
     executor = Executor(model)
-    graphdef, state = nnx.split(model)
-    leaves, treedef = jax.tree.flatten(state)
-    leaves = [jax.device_put(leaf) for leaf in leaves]
-
-    def bare(method):
-        def run(*arguments):
-            merged = nnx.merge(graphdef, jax.tree.unflatten(treedef, arguments[:-1]))
-            return method(merged, arguments[-1])
-
-        return run
-
     rows, facts = [], {}
     inputs = {
         "encode": ("x", jnp.asarray(digits(1)), lambda model, x: model.encode(x)),
@@ -60,15 +36,17 @@ def main() -> None:
         ),
     }
     for endpoint, (name, x, method) in inputs.items():
-        executable = jax.jit(bare(method)).lower(*leaves, x).compile()
+        executable = bare_executable(model, method, x)
         jitted = nnx.jit(method)
         calls = {
-            "bare executable": lambda executable=executable, x=x: executable(*leaves, x),
-            "Executor": lambda endpoint=endpoint, name=name, x=x: executor(endpoint, {name: x}),
-            "nnx.jit": lambda jitted=jitted, x=x: jitted(model, x),
+            "bare executable": partial(executable, x),
+            "Executor": partial(executor, endpoint, {name: x}),
+            "nnx.jit": partial(jitted, model, x),
         }
         for label, pause in PAUSES.items():
-            rounds = [{n: microseconds(call, pause) for n, call in calls.items()} for _ in range(ROUNDS + 1)]
+            rounds = [
+                {n: microseconds(call, CALLS, pause) for n, call in calls.items()} for _ in range(ROUNDS + 1)
+            ]
             median = {n: statistics.median(r[n] for r in rounds[1:]) for n in calls}
             over_bare = statistics.median(r["Executor"] / r["bare executable"] for r in rounds[1:])
             under_nnx = statistics.median(r["nnx.jit"] / r["Executor"] for r in rounds[1:])
