@@ -3,8 +3,8 @@
 Importing them takes seconds, a fork milliseconds. Nothing else is shared: the process that forks has one
 thread, no JAX backend and nothing of Artifex. A child has the environment, folder, cores and streams that a
 new interpreter would have, signals as Python starts with them, and the end of an interpreter, so that its
-status, its output and what runs at exit are real. What it does not read for itself is what JAX reads when it is
-imported, `JAX_...` in the environment: a child for which that differs is refused.
+status, its output and what runs at exit are real. What it does not read for itself is what JAX reads when it
+is imported, `JAX_...` in the environment: a child for which that differs is refused.
 
 Tests of what is imported, and one of each way to start Artifex, start Python itself.
 """
