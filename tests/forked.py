@@ -3,8 +3,8 @@
 Importing them takes seconds, a fork milliseconds. Nothing else is shared: the process that forks has one
 thread, no JAX backend and nothing of Artifex. A child has the environment, folder, cores and streams that a
 new interpreter would have, signals as Python starts with them, and the end of an interpreter, so that its
-status, its output and what runs at exit are real. What it does not read for itself is what JAX reads when it is
-imported, `JAX_...` in the environment: a child for which that differs is refused.
+status, its output and what runs at exit are real. What it does not read for itself is what JAX reads when it
+is imported, `JAX_...` in the environment: a child for which that differs is refused.
 
 Tests of what is imported, and one of each way to start Artifex, start Python itself.
 """
@@ -19,7 +19,6 @@ import importlib
 import json
 import os
 import runpy
-import select
 import signal
 import socket
 import struct
@@ -65,7 +64,7 @@ class Python:
     ):
         self.args = list(map(str, command))
         self.returncode: int | None = None
-        self._lock = threading.Lock()  # held to read the status, once
+        self._ended = threading.Event()
         request = {
             "command": self.args,
             "env": dict(os.environ if env is None else env),
@@ -76,19 +75,17 @@ class Python:
         self.stdin = None if writes is None else os.fdopen(writes, "w")
         (out, out_theirs), (err, err_theirs) = os.pipe(), os.pipe()
         self.stdout, self.stderr = os.fdopen(out), os.fdopen(err)
-        self._told, told_theirs = socket.socketpair()
+        told, told_theirs = socket.socketpair()
         descriptors = [told_theirs.detach(), theirs, out_theirs, err_theirs]
         socket.send_fds(_server(), [b"."], descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-        self._told.sendall(json.dumps(request).encode() + b"\n")
-        self.pid = _receive(self._told)
+        told.sendall(json.dumps(request).encode() + b"\n")
+        self.pid = _receive(told)
+        threading.Thread(target=self._note_end, args=[told], daemon=True).start()
 
     def poll(self) -> int | None:
         """The exit status, if it has ended."""
-        if self.returncode is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -97,11 +94,9 @@ class Python:
         Raises:
             subprocess.TimeoutExpired: It has not in `timeout` seconds.
         """
-        if self.returncode is None and not select.select([self._told], [], [], timeout)[0]:
+        if not self._ended.wait(timeout):
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
-        with self._lock:
-            if self.returncode is None:
-                self.returncode = _receive(self._told)
+        assert self.returncode is not None
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
@@ -155,7 +150,11 @@ class Python:
             if stream:
                 stream.close()
         self.wait()
-        self._told.close()
+
+    def _note_end(self, told: socket.socket) -> None:
+        with told:
+            self.returncode = _receive(told)
+        self._ended.set()
 
 
 def run(

@@ -22,9 +22,9 @@ from artifex.generative_models.inference import (
     Executor,
     InferencePipeline,
     export_model,
-    load_cached_pipeline,
     load_exported_model,
 )
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.vae import VAE
 
 ROWS = 8
@@ -97,7 +97,7 @@ def through_an_export(model: VAE, directory: Path) -> tuple[Executor, dict[str, 
 
 def cached_start(export_dir: Path) -> InferencePipeline:
     """A pipeline that takes what an earlier start kept in the cache."""
-    return load_cached_pipeline(export_dir, batch_size=ROWS)
+    return load_pipeline(export_dir, batch_size=ROWS)
 
 
 def through_the_cache(export_dir: Path) -> tuple[Executor, dict[str, float]]:

@@ -78,6 +78,7 @@ def test_interrupt_says_one_line(model: Path, folder: Path, spawn: Spawn):
     while not output.with_name("samples.npy.partial.json").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate()
     assert process.returncode == 130

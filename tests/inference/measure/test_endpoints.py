@@ -97,7 +97,7 @@ def test_two_cpu_devices_share_the_ceilings_of_one(tiny_vae, quick):
 def test_what_does_not_fit_the_device_is_left_out(tiny_vae, quick, caplog):
     executor = Executor(tiny_vae, batch_sizes=(1, 2, 4))
     executor.warmup(["decode"])
-    executables = executor._program("decode", {}).executables
+    executables = executor._catalog.find("decode", {}).executables
 
     class Exhausted:
         cost_analysis = executables[4].cost_analysis
