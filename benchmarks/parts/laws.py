@@ -1,9 +1,9 @@
 """Rows are independent: whether a device holds the law that padding, merging and streaming rest on.
 
-Within one batch size results are the same bit for bit. Across batch sizes those of the smaller model agree
-to the tolerance at the highest precision of matrix products. How far they are apart at the device's own
-precision, such as TF32, is found out as well, and so for bfloat16 and for the larger model, whose sums are ten
-times as long: no tolerance is stated for these.
+Within one batch size results are the same bit for bit. Across batch sizes those of the smaller model
+agree to the tolerance at the highest precision of matrix products. How far they are apart at the
+device's own precision, such as TF32, is found out as well, and so for bfloat16 and for the larger model,
+whose sums are ten times as long: no tolerance is stated for these.
 """
 
 from __future__ import annotations
