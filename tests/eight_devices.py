@@ -32,7 +32,7 @@ class Here:
         self._reports: dict[str, list[pytest.TestReport]] = {}
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         if item.get_closest_marker("eight_devices") is None:
             return None
         if item.nodeid not in self._reports:
@@ -41,6 +41,7 @@ class Here:
         for report in self._reports.pop(item.nodeid):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        item.session._setupstate.teardown_exact(nextitem)  # what the test before it left for this one
         return True
 
     def _run(self, item: pytest.Item) -> None:
