@@ -1,14 +1,24 @@
 import io
 import struct
+import threading
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from shared import TIMEOUT
 
+from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference import denormalize_images, normalize_images
-from artifex.generative_models.inference.images import PictureGrid, decode_picture, encode_png, to_pillow
+from artifex.generative_models.inference.images import (
+    PictureGrid,
+    decode_ahead,
+    decode_picture,
+    encode_png,
+    taking_uint8,
+    to_pillow,
+)
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 RANGES = [(-1.0, 1.0), (0.0, 1.0)]
@@ -187,3 +197,67 @@ def test_a_grid_is_about_square(shape: tuple[int, ...], aspect: float) -> None:
 def test_a_grid_that_others_could_not_open_is_refused() -> None:
     with pytest.raises(InputError, match=r"a grid of 1,000,000 pictures is .* pixels, too large to open"):
         PictureGrid((1_000_000, 64, 64, 3))
+
+
+def test_pictures_are_decoded_ahead_but_not_far_and_come_in_order() -> None:
+    decoded = []
+
+    def decode(number: int) -> np.ndarray:
+        decoded.append(number)
+        return np.full((2, 2, 1), number, np.uint8)
+
+    pictures = decode_ahead(range(200), decode, picture_bytes=1 << 30)
+    first = next(pictures)
+    assert first[0, 0, 0] == 0
+    assert len(decoded) <= 2 * 4 + 2  # at most 4 threads, a large picture at a time
+    assert [picture[0, 0, 0] for picture in pictures] == list(range(1, 200))
+
+
+def test_a_picture_that_cannot_be_decoded_is_an_error_at_its_turn() -> None:
+    def decode(number: int) -> np.ndarray:
+        if number == 5:
+            raise InputError("the sixth")
+        return np.full((2, 2, 1), number, np.uint8)
+
+    pictures = decode_ahead(range(20), decode, picture_bytes=4)
+    assert [next(pictures)[0, 0, 0] for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(InputError, match="the sixth"):
+        next(pictures)
+
+
+def test_decoding_ends_with_its_consumer() -> None:
+    begun = threading.Event()
+    goes_on = threading.Event()
+    decoded = []
+
+    def decode(number: int) -> np.ndarray:
+        begun.set()
+        assert goes_on.wait(TIMEOUT)
+        decoded.append(number)
+        return np.zeros((2, 2, 1), np.uint8)
+
+    pictures = decode_ahead(range(1000), decode, picture_bytes=1 << 30)
+    reader = threading.Thread(target=lambda: next(pictures))
+    reader.start()
+    assert begun.wait(TIMEOUT)
+    goes_on.set()
+    reader.join()
+    pictures.close()
+    assert len(decoded) <= 2 * 4 + 2
+
+
+def test_pictures_alone_take_uint8() -> None:
+    specs = {
+        "x": TensorSpec((4, 4, 3), np.float32),
+        "mask": TensorSpec((4, 4, 1), np.uint8),
+        "z": TensorSpec((4,), np.float32),
+        "temperature": TensorSpec((), np.float32, default=1.0),
+    }
+    endpoint = Endpoint(lambda model, keys, inputs: inputs, specs)
+    inputs = taking_uint8({"run": endpoint}, (-1.0, 1.0))["run"].inputs
+    assert {name: spec.image_range for name, spec in inputs.items()} == {
+        "x": (-1.0, 1.0),
+        "mask": None,
+        "z": None,
+        "temperature": None,
+    }

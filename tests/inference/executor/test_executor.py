@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
-from artifex.generative_models.inference import Executor
+from artifex.generative_models.inference import Executor, normalize_images
 from artifex.generative_models.inference.executor.jobs import merged as merged_jobs
 from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.models.vae import VAE
@@ -635,3 +635,48 @@ def test_models_of_one_structure_share_executables(tiny_vae):
     assert second.compile_count == 0
     larger = Executor(VAE((8, 8, 1), 5, [4, 8], [8, 4], rngs=nnx.Rngs(1)), batch_sizes=(2,))
     assert not larger.reuse_executables(first)
+
+
+def picture_sums(model, keys, inputs):
+    return {"sum": inputs["x"].sum((1, 2, 3)), "x": inputs["x"]}
+
+
+@pytest.mark.parametrize("image_range", [(-1.0, 1.0), (0.0, 1.0)])
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_uint8_pictures_are_scaled_on_the_device(image_range, dtype):
+    spec = TensorSpec((2, 3, 1), jnp.float32, image_range=image_range)
+    executor = Executor(None, {"run": Endpoint(picture_sums, {"x": spec})}, batch_sizes=(1, 4), dtype=dtype)
+    pixels = np.arange(7 * 6, dtype=np.uint8).reshape(7, 2, 3, 1) * 6
+    scaled = normalize_images(pixels, image_range)
+    given = {"of uint8": {"x": pixels}, "of uint8 on the device": {"x": jnp.asarray(pixels)}}
+    for inputs in given.values():
+        found = executor("run", inputs)["x"]
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, scaled, atol=1e-6 if dtype is None else 2**-8)
+    count = executor.compile_count
+    np.testing.assert_array_equal(executor("run", {"x": scaled})["x"], executor("run", {"x": scaled})["x"])
+    assert executor.compile_count == count + 2  # floating-point pictures have executables of their own
+    chunks = [{"x": pixels[:4]}, {"x": scaled[4:6]}, {"x": pixels[6:]}]
+    rows = [outputs["x"] for outputs in executor.map("run", chunks)]
+    np.testing.assert_allclose(np.concatenate(rows), scaled, atol=1e-6 if dtype is None else 2**-8)
+    assert executor.compile_count == count + 2
+    (argument,) = executor._catalog.find("run", {}, {"x": pixels}).executables[4].in_avals[0]
+    assert argument.dtype == np.uint8  # a quarter of the bytes to copy
+
+
+def test_warmup_compiles_for_the_pictures_that_will_come():
+    spec = TensorSpec((2, 3, 1), jnp.float32, image_range=(0.0, 1.0))
+    executor = Executor(None, {"run": Endpoint(picture_sums, {"x": spec})}, batch_sizes=(1, 4))
+    assert executor.warmup(["run"], [4], image_dtype=np.uint8)["run"].keys() == {4}
+    assert executor.compile_count == 1
+    executor("run", {"x": np.zeros((4, 2, 3, 1), np.uint8)})
+    assert executor.compile_count == 1
+    executor.warmup()
+    assert executor.compile_count == 4
+
+
+def test_without_a_range_uint8_pictures_are_refused():
+    spec = TensorSpec((2, 3, 1), jnp.float32)
+    executor = Executor(None, {"run": Endpoint(picture_sums, {"x": spec})}, batch_sizes=(1,))
+    with pytest.raises(InputTypeError, match="scale pictures first"):
+        executor("run", {"x": np.zeros((1, 2, 3, 1), np.uint8)})

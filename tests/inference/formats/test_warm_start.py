@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from flax import nnx
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.inference import Executor, InferencePipeline, cache, export_model
 from artifex.generative_models.inference import pipeline as pipelines
+from artifex.generative_models.inference.executor.kept import described_spec, spec_of
 from artifex.generative_models.inference.formats import fingerprint as looks
 from artifex.generative_models.inference.formats import warm_start as snapshots
 from artifex.generative_models.inference.formats.loading import load_exported_model
@@ -105,7 +107,41 @@ def test_specs_costs_and_tuning_results_are_those_of_the_model(export: Path):
 
 def test_endpoints_have_no_more_than_a_snapshot_keeps():
     assert {field.name for field in dataclasses.fields(Endpoint)} == {"fn", "inputs", "options", "doc"}
-    assert {field.name for field in dataclasses.fields(TensorSpec)} == {"shape", "dtype", "default", "doc"}
+    kept = {"shape", "dtype", "default", "doc", "image_range"}
+    assert {field.name for field in dataclasses.fields(TensorSpec)} == kept
+    spec = TensorSpec((4, 4, 1), jnp.bfloat16, 1.0, "a picture", (-1.0, 1.0))
+    assert spec_of(json.loads(json.dumps(described_spec(spec)))) == spec
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_both_kinds_of_start_give_a_model_whose_changes_are_seen(export: Path, dtype: str | None):
+    for _ in range(2):  # restored, then from what was kept
+        pipeline = load_pipeline(export, batch_size=4, dtype=dtype)
+        z = np.ones((4, 4), np.float32)
+        before = pipeline.executor("decode", {"z": z})["x"]
+        assert isinstance(pipeline.model, VAE)
+        assert pipeline.model is pipeline.model
+        np.testing.assert_array_equal(pipeline.executor("decode", {"z": z})["x"], before)
+        bias = pipeline.model.decoder.stem.bias
+        assert bias.dtype == jnp.float32
+        bias[...] = bias[...] + 1
+        after = pipeline.executor("decode", {"z": z})["x"]
+        assert (np.asarray(after) != np.asarray(before)).any()
+
+
+def test_a_model_that_is_built_late_has_the_weights_of_a_swap(export: Path):
+    start(export)
+    pipeline = load_pipeline(export, batch_size=4)
+    pipeline.executor.swap([leaf + 1 for leaf in pipeline.executor.weights])
+    z = np.ones((4, 4), np.float32)
+    swapped = pipeline.executor("decode", {"z": z})["x"]
+    np.testing.assert_allclose(Executor(pipeline.model)("decode", {"z": z})["x"], swapped, rtol=1e-5)
+    np.testing.assert_array_equal(pipeline.executor("decode", {"z": z})["x"], swapped)
+
+
+def test_a_first_start_does_not_read_back_what_it_keeps(export: Path):
+    with mock.patch.object(snapshots, "read_part", side_effect=AssertionError("read back")):
+        start(export)
 
 
 def touch_the_checkpoint(export: Path, patch: pytest.MonkeyPatch) -> None:

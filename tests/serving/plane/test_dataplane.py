@@ -11,8 +11,9 @@ from flax import nnx
 from shared import TIMEOUT, TOLERANCE, rows
 
 from artifex import __version__
+from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import DeadlineExceededError, InputError
-from artifex.generative_models.inference import InferencePipeline
+from artifex.generative_models.inference import Executor, InferencePipeline
 from artifex.generative_models.inference.images import encode_png
 from artifex.serving.plane.descriptions import (
     model_config,
@@ -126,6 +127,25 @@ def test_pictures_are_preprocessed_as_the_pipeline_does(ask, pipeline, pictures)
     outputs = ask("tiny.encode", {"x": pictures}).outputs
     np.testing.assert_allclose(outputs["mean"], pipeline.encode(PICTURES), **TOLERANCE)
     assert set(outputs) == {"mean", "log_var"}
+
+
+def test_own_functions_mean_the_same_on_a_server(runner, serving):
+    def inverted(pictures):
+        return 1 - np.asarray(pictures, np.float32) / (255 if pictures.dtype == np.uint8 else 1)
+
+    def echo(model, keys, inputs):
+        return {"mean": inputs["x"].reshape(-1, 64)}
+
+    endpoints = {"encode": Endpoint(echo, {"x": TensorSpec((8, 8, 1), np.float32)})}
+    pipeline = InferencePipeline(Executor(None, endpoints, batch_sizes=(1, 2)), preprocess_fn=inverted)
+
+    async def encoded(pictures):
+        async with serving({"m": PipelineSource(pipeline)}) as plane:
+            return (await plane.infer(InferRequest("m.encode", inputs={"x": pictures}))).outputs["mean"]
+
+    for pictures in (PICTURES, X, X.astype(np.float64)):
+        np.testing.assert_array_equal(runner.run(encoded(pictures)), pipeline.encode(pictures))
+    np.testing.assert_array_equal(runner.run(encoded(FORMS["files"])), pipeline.encode(PICTURES))
 
 
 def test_only_the_outputs_asked_for_come(runner, plane):

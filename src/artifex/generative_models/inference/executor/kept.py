@@ -129,13 +129,13 @@ class KeptProgram:
 
 def described_spec(spec: TensorSpec) -> list[Any]:
     """A spec as JSON takes it."""
-    return [spec.shape, jnp.dtype(spec.dtype).name, spec.default, spec.doc]
+    return [spec.shape, jnp.dtype(spec.dtype).name, spec.default, spec.doc, spec.image_range]
 
 
 def spec_of(described: list[Any]) -> TensorSpec:
     """The spec that was described."""
-    shape, dtype, default, doc = described
-    return TensorSpec(tuple(shape), dtype, default, doc)
+    shape, dtype, default, doc, image_range = described
+    return TensorSpec(tuple(shape), dtype, default, doc, None if image_range is None else tuple(image_range))
 
 
 def read_part(name: str) -> bytes | None:
