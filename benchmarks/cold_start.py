@@ -1,7 +1,7 @@
 """From the start of a process to the first samples, in stages, and what the caches save of it.
 
 Four kinds of starts: the first, with an empty cache; one that finds JAX's compilation cache filled; one that
-finds a snapshot (`load_cached_pipeline`); and the whole command `artifex generate mnist-vae -n 64` in a first
+finds a snapshot (`load_pipeline`); and the whole command `artifex generate mnist-vae -n 64` in a first
 and in a second start, beside the least that any program with JAX does. A server's start, which compiles every
 endpoint for every batch size, is measured as well. The stages are carried out by this script in a process of
 its own, one after another; what it does not see is the interpreter's own start and end.
@@ -33,23 +33,30 @@ COMMANDS = {
 }
 
 
+def opened(kind: str) -> InferencePipeline:
+    """The model, from a snapshot or restored from its checkpoint."""
+    from artifex.generative_models.inference.formats.loading import load_exported_model
+    from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
+
+    if kind == "snapshot":
+        return load_pipeline("mnist-vae", batch_size=64)
+    return InferencePipeline(load_exported_model("mnist-vae")[0], batch_size=64)
+
+
 def in_stages(kind: str) -> None:
     """Starts up, draws 64 samples and prints the seconds of each stage."""
     times = [time.perf_counter()]
     from artifex.generative_models.inference.cache import enable_compilation_cache
-    from artifex.generative_models.inference.pipeline import load_cached_pipeline, load_pipeline
 
     if kind != "snapshot":
         import artifex.generative_models.core.checkpointing
         import artifex.generative_models.models.vae  # noqa: F401
     from artifex.cli.outputs import open_output
-    from artifex.generative_models.core.endpoint import sample_key
+    from artifex.generative_models.core.keys import sample_key
 
     enable_compilation_cache()
     times.append(time.perf_counter())
-    pipeline = (load_pipeline if kind == "compilation cache" else load_cached_pipeline)(
-        "mnist-vae", batch_size=64
-    )
+    pipeline = opened(kind)
     times.append(time.perf_counter())
     shape = pipeline.executor.spec("generate")[1]["x"].shape
     times.append(time.perf_counter())
@@ -72,11 +79,9 @@ def serve(kind: str) -> None:
     jax.numpy.zeros(1).block_until_ready()
     start = time.perf_counter()
     from artifex.generative_models.inference.cache import enable_compilation_cache
-    from artifex.generative_models.inference.pipeline import load_cached_pipeline, load_pipeline
 
     enable_compilation_cache()
-    load = load_pipeline if kind == "compilation cache" else load_cached_pipeline
-    executor = load("mnist-vae", batch_size=64).executor
+    executor = opened(kind).executor
     loaded = time.perf_counter()
     executor.warmup()
     print(json.dumps({"restore": loaded - start, "warmup": time.perf_counter() - loaded}))

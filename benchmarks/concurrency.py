@@ -34,7 +34,7 @@ from soak import soak
 from streams import streams
 
 from artifex.generative_models.inference import AsyncInferenceServer, Executor, load_exported_model
-from artifex.generative_models.inference.executor.executor import executor_for
+from artifex.generative_models.inference.executor.shared import executor_for
 
 ROWS = 20_000
 ROUNDS = 5
@@ -67,7 +67,7 @@ def bare_threads(executor: Executor, images: np.ndarray, seconds: float) -> Turn
             sent = now()
             if sent >= end:
                 return latencies, count
-            executor.run(executor.merge([(job, 0, THREAD_ROWS)]))
+            executor.run(job)
             answered = now()
             if begin <= answered < end:
                 latencies.append(answered - sent)

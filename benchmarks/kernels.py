@@ -23,7 +23,7 @@ from artifex.generative_models.models.vae import VAE
 
 ROWS = 4096
 ROUNDS = 7
-BATCHES = ((32, 1), (64, 1), (128, 1), (256, 1), (256, 4), (256, 8))  # rows, and parts they are run in
+BATCHES = (32, 64, 128, 256)
 IN_FLIGHT = (1, 2, 3)
 
 
@@ -57,13 +57,13 @@ def main() -> None:
     facts, rows = {}, []
     for name, (inputs, flops, forms) in jobs.items():
         calls = {}
-        for (form, endpoint), (size, parts), fusion in product(forms.items(), BATCHES, (False, True)):
-            for in_flight in IN_FLIGHT if (size, parts) == (64, 1) else IN_FLIGHT[-1:]:
-                tuned = {name: Tuned(size, in_flight, {size: Setting(fusion, parts)})}
+        for (form, endpoint), size, fusion in product(forms.items(), BATCHES, (False, True)):
+            for in_flight in IN_FLIGHT if size == 64 else IN_FLIGHT[-1:]:
+                tuned = {name: Tuned(size, in_flight, {size: Setting(fusion)})}
                 executor = Executor(model, {name: endpoint}, batch_sizes=(size,), tuned=tuned)
                 call = partial(executor, name, inputs)
                 jax.block_until_ready(call())  # compiles
-                calls[form, size, parts, fusion, in_flight] = call
+                calls[form, size, fusion, in_flight] = call
         found = {setting: ([], []) for setting in calls}
         for _ in range(ROUNDS):
             ceiling = matmul_flops()
@@ -73,16 +73,16 @@ def main() -> None:
                 found[setting][1].append(rate * flops / ceiling)
         rates, shares = ({s: statistics.median(v[i]) for s, v in found.items()} for i in (0, 1))
         for setting in sorted(rates, key=shares.get, reverse=True):
-            form, size, parts, fusion, in_flight = setting
+            form, size, fusion, in_flight = setting
             rows.append(
                 [
-                    *(name, form, size, parts, "on" if fusion else "off", in_flight),
+                    *(name, form, size, "on" if fusion else "off", in_flight),
                     f"{rates[setting]:,.0f}",
                     f"{shares[setting]:.0%}",
                 ]
             )
         facts[name] = {"flops_per_row": flops, "best_share_of_matmul": round(max(shares.values()), 3)}
-    columns = ["endpoint", "form", "batch", "parts", "fusions", "in flight", "rows/s", "of matmul rate"]
+    columns = ["endpoint", "form", "batch", "fusions", "in flight", "rows/s", "of matmul rate"]
     report("kernels", columns, rows, facts)
 
 

@@ -19,7 +19,7 @@ from artifex.generative_models.inference import (
     batch_generate_samples,
     load_exported_model,
 )
-from artifex.generative_models.inference.executor.executor import cpu_options
+from artifex.generative_models.inference.executor.program import cpu_options
 
 ROWS = 20_000
 BATCH_SIZES = (8, 16, 32, 64, 128, 256)

@@ -34,7 +34,7 @@ TRIAL_ROWS = 1024
 ROUNDS = 9
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 COMPILED = (64, 256)  # batch sizes; compiling each takes tens of seconds
-OUR_BATCHES = ((32, 1), (64, 1), (128, 1), (256, 1), (256, 4), (256, 8))  # rows, and parts they are run in
+OUR_BATCHES = (32, 64, 128, 256)
 FINALISTS = 3
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 CHANNELS_LAST = {"memory_format": torch.channels_last}
@@ -232,10 +232,10 @@ def check(forms, x: torch.Tensor, wanted: np.ndarray) -> None:
 def artifex_calls(model, endpoint: str, inputs):
     """The executor at what tuning would try."""
     calls = {}
-    for (size, parts), fusion in product(OUR_BATCHES, (False, True)):
-        tuned = {endpoint: Tuned(size, cores() + 1, {size: Setting(fusion, parts)})}
+    for size, fusion in product(OUR_BATCHES, (False, True)):
+        tuned = {endpoint: Tuned(size, cores() + 1, {size: Setting(fusion)})}
         executor = Executor(model, batch_sizes=(size,), tuned=tuned)
-        calls[size, parts, fusion] = ROWS, partial(executor, endpoint, inputs)
+        calls[size, fusion] = ROWS, partial(executor, endpoint, inputs)
     return calls
 
 
@@ -274,7 +274,7 @@ def compare(model, endpoint: str, forms, natural, rows: np.ndarray, inputs, flop
     titles = {
         "best": f"PyTorch, best: {best[0]}, batch {best[1]}, {best[2]}",
         "natural": f"PyTorch, natural: {plain[0]}, batch {plain[1]}, {plain[2]}",
-        "Artifex": f"Artifex, batch {mine[0]} in {mine[1]} parts{', fusions' if mine[2] else ''}",
+        "Artifex": f"Artifex, batch {mine[0]}{', fusions' if mine[1] else ''}",
     }
     over = {label: ratio(times, label, "Artifex") for label in ("best", "natural")}
     table = [

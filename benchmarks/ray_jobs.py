@@ -20,9 +20,9 @@ from common import Facts, Row
 
 from artifex.generative_models.inference.offline.npy import NpyWriter
 from artifex.generative_models.inference.offline.parts import NpyParts
-from artifex.generative_models.inference.pipeline import InferencePipeline, load_cached_pipeline
+from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
+from artifex.ray import encode_dataset
 from artifex.ray.cluster import joined
-from artifex.ray.datasets import encode_dataset
 
 ROWS = 200_000
 MORE_ROWS = 400_000  # so that it matters little which of two actors is ready first
@@ -55,7 +55,7 @@ def job(images: Path, output: Path, num_actors: int, num_cpus: float) -> dict[st
 def one_actor(folder: Path, images: Path) -> tuple[list[Row], Facts]:
     """One actor on all cores against the loop, in turns."""
     cores = len(os.sched_getaffinity(0))
-    pipeline = load_cached_pipeline(MODEL)
+    pipeline = load_pipeline(MODEL)
     loop(pipeline, images, folder / "loop.npy")  # compiles
     loops, jobs, starts = [], [], []
     for _ in range(ROUNDS):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from common import in_turns, ratio, report
 
-from artifex.generative_models.core.endpoint import sample_key
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference import Executor, load_exported_model
 from artifex.generative_models.inference.measure.throughput import random_rows
 from artifex.generative_models.inference.tuning.optimize import tune
@@ -19,9 +19,7 @@ ROUNDS = 15
 
 def described(candidate) -> str:
     fusion = ", fusion" if candidate.setting.fusion else ""
-    parts = candidate.setting.micro_batches
-    cut = f" in {parts} parts" if parts > 1 else ""
-    return f"{candidate.batch_size} rows{cut}{fusion}, {candidate.executions_in_flight} in flight"
+    return f"{candidate.batch_size} rows{fusion}, {candidate.executions_in_flight} in flight"
 
 
 def runner(model, endpoint, found):
@@ -39,10 +37,7 @@ def main() -> None:
             "tune, again": {},
             "exhaustive search": {"exhaustive": True},
         }
-        found = {
-            label: tune(model, endpoint, dtypes=(), store=False, **arguments)
-            for label, arguments in ways.items()
-        }
+        found = {label: tune(model, endpoint, store=False, **arguments) for label, arguments in ways.items()}
         calls = {label: runner(model, endpoint, report) for label, report in found.items()}
         for call in calls.values():
             call()  # compiles

@@ -27,6 +27,8 @@ from xdist.scheduler import LoadFileScheduling
 from artifex.generative_models.inference import Executor, load_exported_model
 from artifex.generative_models.models.vae import VAE
 
+pytest_plugins = ["gate"]
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -17,7 +17,7 @@ Spawn = Callable[..., Python]
 DIES = """
 import os, signal
 from artifex.generative_models.inference.offline import npy
-npy._RECORD_SECONDS = {record_seconds}
+npy._FLUSH_SECONDS = {record_seconds}
 write = npy.NpyWriter.write
 def dying_write(self, rows):
     write(self, rows)
@@ -98,7 +98,7 @@ class Swallows:
 def load(*args, **kwargs):
     Swallows()
     time.sleep(60)
-pipeline.load_cached_pipeline = load
+pipeline.load_pipeline = load
 """
     process = spawn("generate", model, before=swallows)
     assert process.communicate() == ("", "artifex: interrupted\n")

@@ -75,7 +75,7 @@ def test_a_bug_keeps_its_traceback(model: Path, monkeypatch: pytest.MonkeyPatch)
     def bug(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("artifex.cli.run.load_cached_pipeline", bug)
+    monkeypatch.setattr("artifex.cli.run.load_pipeline", bug)
     result = CliRunner().invoke(app, ["generate", str(model)])
     assert isinstance(result.exception, ZeroDivisionError)
     assert "artifex: error" not in result.stderr
@@ -84,11 +84,11 @@ def test_a_bug_keeps_its_traceback(model: Path, monkeypatch: pytest.MonkeyPatch)
 def test_nothing_but_the_result_reaches_the_terminal(model: Path, spawn: Callable[..., Python]):
     noise = (
         "import atexit, logging, warnings; "
-        "from artifex.generative_models.inference import pipeline; load = pipeline.load_cached_pipeline\n"
+        "from artifex.generative_models.inference import pipeline; load = pipeline.load_pipeline\n"
         "def noisy(*args, **kwargs):\n"
         "    warnings.warn('noise'); logging.getLogger('absl').warning('noise')\n"
         "    return load(*args, **kwargs)\n"
-        "pipeline.load_cached_pipeline = noisy"
+        "pipeline.load_pipeline = noisy"
     )
     process = spawn("generate", model, "-n", 1, before=noise)
     stdout, stderr = process.communicate()

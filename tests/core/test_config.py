@@ -1,6 +1,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import pytest
 from flax import nnx
 
+from artifex.generative_models.core import config
 from artifex.generative_models.core.config import (
     abstract_model,
     model_type_of,
@@ -73,6 +75,20 @@ def test_installed_families() -> None:
     assert model_type_of(abstract_model("vae", CONFIG)) == "vae"
     with pytest.raises(UnknownModelTypeError, match=r"flax.*Linear is no installed family \(vae\)"):
         model_type_of(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+
+
+def test_sources_that_are_not_installed_have_the_own_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "entry_points", lambda group: ())
+    monkeypatch.setattr(config, "_table", config._table.__wrapped__)  # read anew, and not kept
+    assert model_types() == ["vae"]
+    assert model_type_of(abstract_model("vae", CONFIG)) == "vae"
+
+
+def test_families_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = EntryPoint("linear", "flax.nnx:Linear", "artifex.models")
+    monkeypatch.setattr(config, "entry_points", lambda group: (added,) if group == added.group else ())
+    monkeypatch.setattr(config, "_table", config._table.__wrapped__)
+    assert model_types() == ["linear", "vae"]
 
 
 def test_an_abstract_model_has_the_structure_and_no_weights(tiny_vae: VAE) -> None:

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from artifex.generative_models.inference import InferencePipeline, export_model
-from artifex.generative_models.inference.pipeline import load_cached_pipeline
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.vae import VAE
 from artifex.ray.cluster import import_ray, joined
 
@@ -26,7 +26,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def plain(tiny: Path) -> InferencePipeline:
     """The model in this process, in the batches of the jobs on Ray."""
-    return load_cached_pipeline(tiny, batch_size=4)
+    return load_pipeline(tiny, batch_size=4)
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,10 @@ from distributed_ray import RAY_WARNS, kill_a_worker, wait_until
 from PIL import Image
 from served import START_SECONDS
 
-from artifex.generative_models.core.endpoint import sample_key
 from artifex.generative_models.core.errors import ConfigError, InputError
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference import InferencePipeline
-from artifex.ray.datasets import encode_dataset, generate_dataset
+from artifex.ray import encode_dataset, generate_dataset
 
 pytestmark = RAY_WARNS
 
@@ -151,8 +151,8 @@ DRIVER = """
 import os, signal, sys
 from artifex.generative_models.inference.offline import npy
 from artifex.generative_models.inference.offline.parts import NpyParts
-from artifex.ray.datasets import encode_dataset
-npy._RECORD_SECONDS = 0.0
+from artifex.ray import encode_dataset
+npy._FLUSH_SECONDS = 0.0
 wrote = NpyParts.wrote
 def dying(self, start, stop):
     wrote(self, start, stop)

@@ -10,10 +10,10 @@ from flax import nnx
 
 from artifex.generative_models.core.errors import ConfigError, OutputError
 from artifex.generative_models.inference import InferencePipeline, export_model
-from artifex.generative_models.inference.offline.parquet_inputs import Inputs
 from artifex.generative_models.inference.offline.parts import open_parts
 from artifex.generative_models.models.vae import VAE
 from artifex.ray import worker
+from artifex.ray.inputs import Inputs
 from artifex.ray.worker import Facts, Setup, Task, Worker, describe
 
 

@@ -19,12 +19,13 @@ from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.checkpointing import save_checkpoint, setup_checkpoint_manager
 from artifex.generative_models.core.errors import ConfigError
 from artifex.generative_models.inference import Executor, InferencePipeline, export_model
-from artifex.generative_models.inference.pipeline import load_cached_pipeline
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.vae import VAE
 from artifex.serving import create_app
-from artifex.serving.http.codec import InferRequest, InferResponse
 from artifex.serving.plane.dataplane import DataPlane
-from artifex.serving.plane.repository import PipelineSource, Repository, Source
+from artifex.serving.plane.origins import PipelineSource, Source
+from artifex.serving.plane.repository import Repository
+from artifex.serving.plane.requests import InferRequest, InferResponse
 
 Serving = Callable[..., AbstractAsyncContextManager[DataPlane]]
 Ask = Callable[..., InferResponse]
@@ -73,7 +74,7 @@ def reshape(export: Path, tmp_path: Path) -> Callable[[], None]:
 @pytest.fixture(scope="session")
 def pipeline(made: Path) -> InferencePipeline:
     """The tiny model in batches of 1 and 2, for tests that only run it."""
-    return load_cached_pipeline(made, batch_size=2)
+    return load_pipeline(made, batch_size=2)
 
 
 def _scale(model, keys, inputs):

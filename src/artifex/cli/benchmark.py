@@ -40,7 +40,8 @@ def benchmark(
     """Measure latency, throughput and how close they come to the machine's limit."""
     from artifex.cli.plot import check_curve, curves_of, save_curve
     from artifex.cli.run import compute_dtype, load_model, mesh_of
-    from artifex.generative_models.inference.executor.executor import BATCH_SIZES, Executor
+    from artifex.generative_models.inference.executor.executor import Executor
+    from artifex.generative_models.inference.executor.settings import powers_up_to
     from artifex.generative_models.inference.measure.endpoints import benchmark_model
 
     if plot is not None:
@@ -48,7 +49,7 @@ def benchmark(
     executor = Executor(
         load_model(model),
         mesh=mesh_of(devices),
-        batch_sizes=batch_size or BATCH_SIZES,
+        batch_sizes=batch_size or powers_up_to(64),
         dtype=compute_dtype(dtype),
     )
     with progress_on_stderr() as progress:

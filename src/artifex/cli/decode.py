@@ -7,31 +7,33 @@ from typing import Annotated
 
 import typer
 
-from artifex.cli.options import AsJson, BatchSize, Devices, Dtype, Model, PicturesOut, Resume
+from artifex.cli.options import AsJson, Batches, Model, PicturesOut, takes_groups
 
 
+@takes_groups
 def decode(
     model: Model,
     latents: Annotated[
         Path, typer.Argument(metavar="LATENTS", help="A .npy or .npz array.", show_default=False)
     ],
     output: PicturesOut = "decoded.png",
-    batch_size: BatchSize = None,
-    devices: Devices = None,
-    dtype: Dtype = None,
-    resume: Resume = False,
+    *,
+    batches: Batches,
     as_json: AsJson = False,
 ) -> None:
     """Decode latents to pictures."""
-    from artifex.cli.outputs import open_output
-    from artifex.cli.run import job_of, open_pipeline, picture_shape, report, run
+    from artifex.cli.run import Job, open_pipeline, picture_shape, report, run
     from artifex.generative_models.inference.offline.sources import open_array
 
-    pipeline = open_pipeline(model, batch_size, devices, dtype)
+    pipeline = open_pipeline(model, batches)
     inputs, _ = pipeline.executor.spec("decode")
     rows = open_array(latents, inputs["z"].shape)
-    job = job_of("decode", "decode", pipeline, dtype, latents=rows.identity())
     shape = (len(rows), *picture_shape(pipeline, "decode"))
-    with open_output(output, shape, job=job, resume=resume) as out:
-        facts = run(pipeline, "decode", pipeline.decode_chunks(rows.rows(out.rows_done)), out)
+    job = Job(
+        "decode",
+        shape,
+        lambda wanted: pipeline.decode_chunks(rows.rows(wanted.start, wanted.stop)),
+        {"latents": rows.identity()},
+    )
+    facts = run(pipeline, job, output, batches)
     report({**facts, "model": model}, "picture", as_json)

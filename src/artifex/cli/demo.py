@@ -115,7 +115,7 @@ def _speeds(pipeline: InferencePipeline, images: NDArray[Any]) -> dict[str, floa
     """Rows/s from start to end of a job on compiled code: uint8 pictures on the host on either side."""
     import numpy as np
 
-    from artifex.generative_models.core.endpoint import sample_key
+    from artifex.generative_models.core.keys import sample_key
 
     pictures = np.resize(images, (_TIMED_ROWS, *images.shape[1:]))
     jobs = {

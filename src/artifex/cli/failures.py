@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -24,6 +26,23 @@ class OneLineErrors(TyperCommand):
         except _expected() as error:
             _explain(ctx, f"error: {_message(error)}", error)
             raise typer.Exit(1) from error
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Says which extra to install where something that a block imports is not there.
+
+    Raises:
+        InputError: It is not; a module of ours that is not there is a bug, and left as it is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("artifex"):
+            raise
+        from artifex.generative_models.core.errors import InputError  # importing it imports JAX
+
+        raise InputError(f"{error.name} is not installed: pip install 'artifex[{extra}]'") from error
 
 
 def _expected() -> tuple[type[Exception], ...]:

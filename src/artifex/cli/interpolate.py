@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from artifex.cli.options import AsJson, Devices, Dtype, Model, PicturesOut, Resize
+from artifex.cli.options import AsJson, Batches, Devices, Dtype, Model, PicturesOut, Resize
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _HELP = "A picture file, or a row of an array: digits.npz:3."
 
@@ -25,17 +29,19 @@ def interpolate(
     """Walk the straight line between two pictures' latents."""
     import numpy as np
 
-    from artifex.cli.outputs import open_output
-    from artifex.cli.run import job_of, open_pipeline, report, run
+    from artifex.cli.run import Job, open_pipeline, report, run
     from artifex.generative_models.inference.offline.sources import open_picture
 
-    pipeline = open_pipeline(model, steps, devices, dtype)
+    batches = Batches(steps, devices, dtype)
+    pipeline = open_pipeline(model, batches)
     inputs, _ = pipeline.executor.spec("encode")
     shape = inputs["x"].shape
     ends = [open_picture(address, shape, resize=resize) for address in (start, end)]
     first, last = (pipeline.preprocess_fn(picture) for picture in ends)
-    job = job_of("interpolate", "decode", pipeline, dtype)
-    with open_output(output, (steps, *shape), job=job, columns=steps) as out:
-        line = (np.asarray(pipeline.interpolate(first, last, steps)) for _ in range(1))
-        facts = run(pipeline, "decode", line, out)
+
+    def chunks(rows: range) -> Iterator[NDArray[Any]]:
+        yield np.asarray(pipeline.interpolate(first, last, steps))
+
+    job = Job("decode", (steps, *shape), chunks, {"command": "interpolate"})
+    facts = run(pipeline, job, output, batches, columns=steps)
     report({**facts, "model": model}, "picture", as_json)

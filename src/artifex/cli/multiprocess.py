@@ -6,106 +6,86 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
+import typer
 
-from artifex.cli.run import compile_batches, facts_of
+from artifex.cli.run import Job, compile_batches, exhaust, run
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.processes import join_processes
-from artifex.generative_models.inference.offline.progress import track_rows
 from artifex.generative_models.inference.offline.together import check_same_model, write_together
 
 if TYPE_CHECKING:
-    import numpy as np
-    from jaxtyping import Array, Key
-    from numpy.typing import NDArray
-
+    from artifex.cli.options import Scale
     from artifex.generative_models.inference.pipeline import InferencePipeline
 
 _LINGER_SECONDS = 1.0  # in which the others say what they have to, before the coordinator has gone
 _succeeded = False
 
 
-def join(
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    timeout: float,
-    *,
-    model: str,
-    output: str,
-) -> bool:
+def join(scale: Scale, model: str, output: str) -> None:
     """Makes this command one of several processes, where its options say so.
 
     Args:
-        coordinator: Option.
-        num_processes: Option.
-        process_id: Option.
-        timeout: Option.
+        scale: Options of the command.
         model: What all are to run.
         output: What all are to write.
-
-    Returns:
-        Whether it is one.
 
     Raises:
         InputError: Options that do not go together, or an output that several cannot write.
         ConfigError: The processes have different models.
         ArtifexError, OSError: As for `join_processes`.
     """
-    if coordinator is None:
-        if num_processes is not None or process_id is not None:
+    if scale.coordinator is None:
+        if scale.num_processes is not None or scale.process_id is not None:
             raise InputError("--num-processes and --process-id go with --coordinator")
-        return False
+        return
     if not output.lower().endswith(".npy"):
         raise InputError(f"{output}: several processes write a .npy array; give a name that ends so")
     _keep_libraries_off_stdout()
-    join_processes(coordinator, num_processes, process_id, timeout=timeout)
+    join_processes(scale.coordinator, scale.num_processes, scale.process_id, timeout=scale.join_timeout)
     atexit.register(_leave_if_failed)
     check_same_model(model)
-    return True
 
 
-def is_first() -> bool:
-    """Whether this is the process that speaks for all."""
-    return jax.process_index() == 0
-
-
-def run_together(
-    pipeline: InferencePipeline,
-    endpoint: str,
-    chunks: Callable[[range], Iterator[NDArray[Any]]],
-    output: str,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    *,
-    job: Mapping[str, Any],
-    key: Key[Array, ""] | None = None,
-    resume: bool,
-) -> dict[str, Any]:
-    """Writes this process's rows of an output, while the others write theirs; `write_together` says how.
+def run_job(pipeline: InferencePipeline, job: Job, output: str, scale: Scale) -> dict[str, Any]:
+    """Runs a job in this process; or this process's rows of it, while the others run theirs.
 
     Returns:
         The facts of the run, of all processes together.
+
+    Raises:
+        typer.Exit: All is done, and process 0 is the one that says so.
     """
-    compile_seconds = compile_batches(pipeline, endpoint, shape[0])
+    if scale.coordinator is None:
+        return run(pipeline, job, output, scale)
+    compile_seconds = compile_batches(pipeline, job, job.shape[0])
     rounds = write_together(
-        pipeline.executor, endpoint, chunks, output, shape, dtype, job=job, key=key, resume=resume
+        pipeline.executor,
+        job.endpoint,
+        job.chunks,
+        output,
+        job.shape,
+        np.dtype(job.dtype),
+        job=job.identity(pipeline),
+        key=job.key,
+        resume=scale.resume,
     )
     resumed_at = len(next(rounds))
-    start = time.perf_counter()
-    if sys.stderr.isatty() and is_first():
-        rounds = track_rows(rounds, shape[0], endpoint, start=resumed_at)
-    for _ in rounds:
-        pass
+    facts = exhaust(rounds, job, Path(output), resumed_at, compile_seconds, is_shown=_is_first())
     global _succeeded
     _succeeded = True
-    seconds = time.perf_counter() - start
-    facts = facts_of(Path(output), shape[0], resumed_at, compile_seconds, seconds)
+    if not _is_first():
+        raise typer.Exit
     return {**facts, "processes": jax.process_count()}
+
+
+def _is_first() -> bool:
+    """Whether this is the process that speaks for all."""
+    return jax.process_index() == 0
 
 
 def _leave_if_failed() -> None:
@@ -114,7 +94,7 @@ def _leave_if_failed() -> None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    if is_first():
+    if _is_first():
         time.sleep(_LINGER_SECONDS)
     os._exit(1)
 

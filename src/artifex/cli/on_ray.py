@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
-import typer
-
-from artifex.cli.options import Engine
+from artifex.cli.failures import needs
+from artifex.cli.options import Engine, Scale
 from artifex.generative_models.core.errors import InputError
 
 
@@ -64,47 +64,39 @@ def processes_on_ray(
     return Processes(num, 1.0 if cpus is None else cpus, gpus or 0.0, address)
 
 
-def jobs_on_ray() -> ModuleType:
-    """The functions that run jobs on Ray.
+def on_actors(name: str, scale: Scale) -> Callable[..., dict[str, Any]] | None:
+    """A function of `artifex.ray` that runs a job as a command's options say; None where it runs here.
+
+    Args:
+        name: Of the function.
+        scale: Options of the command.
 
     Raises:
-        InputError: What they need is not installed.
+        InputError: Options that do not go together, or what the function needs is not installed.
     """
-    try:
-        from artifex.ray import datasets as ray
-    except ModuleNotFoundError as error:
-        raise not_installed(error) from error
-    return ray
+    processes = processes_on_ray(
+        scale.engine,
+        num=scale.actors,
+        cpus=scale.actor_cpus,
+        gpus=scale.actor_gpus,
+        address=scale.ray_address,
+        devices=scale.devices,
+        coordinator=scale.coordinator,
+    )
+    if processes is None:
+        return None
+    from artifex import ray
 
-
-def server_on_ray() -> ModuleType:
-    """The functions that serve on Ray.
-
-    Raises:
-        InputError: What they need is not installed.
-    """
-    try:
-        from artifex.ray import replicas as ray_serve
-    except ModuleNotFoundError as error:
-        raise not_installed(error) from error
-    return ray_serve
-
-
-def not_installed(error: ModuleNotFoundError) -> Exception:
-    """What to say of a module that was not found: a bug of ours is left as it is."""
-    if (error.name or "").startswith("artifex"):
-        return error
-    return InputError(f"{error.name} is not installed: pip install 'artifex[ray]'")
-
-
-def report_on_ray(facts: dict[str, Any], noun: str, as_json: bool) -> None:
-    """Says on stdout what a job did: one line of JSON, or one for people, with a noun for a row."""
-    if as_json:
-        typer.echo(json.dumps(facts))
-        return
-    resumed = f"from {facts['resumed_at']:,} on; " if facts["resumed_at"] else ""
-    speed = f"{facts['seconds']:.2f} s, {facts['rows_per_second']:,.0f}/s"
-    rows = f"{facts['rows']:,} {noun}{'' if facts['rows'] == 1 else 's'}"
-    actors = f"{facts['num_actors']} process{'' if facts['num_actors'] == 1 else 'es'}"
-    started = f"after {facts['start_seconds']:.1f} s to start {actors}"
-    typer.echo(f"{rows} in {facts['output']} ({resumed}{speed}, {started})")
+    with needs("ray"):
+        function = getattr(ray, name)
+    return functools.partial(
+        function,
+        batch_size=scale.batch_size,
+        dtype=None if scale.dtype is None else scale.dtype.value,
+        num_actors=processes.num or 1,
+        num_cpus=processes.cpus,
+        num_gpus=processes.gpus,
+        address=processes.address,
+        resume=scale.resume,
+        progress=sys.stderr.isatty(),
+    )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,7 +48,6 @@ PicturesOut = Annotated[
 ]
 ArrayOut = Annotated[str, typer.Option("--output", "-o", help="A .npy array.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize pictures to the model's size.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a .npy output that was stopped.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Sample i depends on the seed and i alone.")]
 BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Rows a batch; what artifex tune found, or 64, if left out.")
@@ -55,16 +58,6 @@ Devices = Annotated[
 ]
 Dtype = Annotated[ComputeDtype | None, typer.Option(help="Dtype to compute in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
-Coordinator = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HOST:PORT|auto",
-        help="Be one of several processes: where process 0 listens; auto where SLURM or Kubernetes says.",
-    ),
-]
-NumProcesses = Annotated[int | None, typer.Option(min=1, help="How many processes there are.")]
-ProcessId = Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")]
-JoinTimeout = Annotated[float, typer.Option(min=1, help="Seconds for all processes to come.")]
 RunsOn = Annotated[Engine, typer.Option("--engine", help="This process, or Ray: many, on many machines.")]
 RayAddress = Annotated[
     str | None,
@@ -72,8 +65,63 @@ RayAddress = Annotated[
         envvar="RAY_ADDRESS", metavar="HOST:PORT", help="Ray cluster to join; else Ray is started here."
     ),
 ]
-NumActors = Annotated[int | None, typer.Option("--actors", min=1, help="Processes on Ray; 1 if left out.")]
 ActorCpus = Annotated[float | None, typer.Option(min=0, help="Cores for each process on Ray; 1 if left out.")]
 ActorGpus = Annotated[
     float | None, typer.Option(min=0, help="GPUs for each process on Ray, such as 0.5; none if left out.")
 ]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Options of the commands that put rows through a model."""
+
+    batch_size: BatchSize = None
+    devices: Devices = None
+    dtype: Dtype = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a .npy output that was stopped.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True)
+class Scale(Batches):
+    """Options of those that also run as one of several processes, or on Ray."""
+
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT|auto",
+            help="Be one of several processes: where process 0 listens; auto where SLURM or Kubernetes says.",
+        ),
+    ] = None
+    num_processes: Annotated[int | None, typer.Option(min=1, help="How many processes there are.")] = None
+    process_id: Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")] = None
+    join_timeout: Annotated[float, typer.Option(min=1, help="Seconds for all processes to come.")] = 120.0
+    engine: RunsOn = Engine.local
+    ray_address: RayAddress = None
+    actors: Annotated[int | None, typer.Option(min=1, help="Processes on Ray; 1 if left out.")] = None
+    actor_cpus: ActorCpus = None
+    actor_gpus: ActorGpus = None
+
+
+def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Has a command take the fields of its dataclass parameters one by one, as typer wants options."""
+    groups: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        kind = parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[parameter.name] = kind
+            parameters += inspect.signature(kind, eval_str=True).parameters.values()
+        else:
+            parameters.append(parameter)
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        for name, group in groups.items():
+            options[name] = group(**{field.name: options.pop(field.name) for field in fields(group)})
+        command(**options)
+
+    flat: Any = run
+    flat.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in parameters])
+    return run

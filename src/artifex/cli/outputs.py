@@ -13,6 +13,7 @@ from artifex.generative_models.inference.images import PICTURE_CHANNELS, Picture
 from artifex.generative_models.inference.offline.npy import NpyWriter
 
 if TYPE_CHECKING:
+    from jax.typing import DTypeLike
     from numpy.typing import NDArray
 
 
@@ -112,15 +113,17 @@ def open_output(
     shape: tuple[int, ...],
     *,
     job: Mapping[str, Any],
+    dtype: DTypeLike = np.uint8,
     resume: bool = False,
     columns: int | None = None,
 ) -> Output:
-    """The output that a name stands for: `.png` is a grid, `.npy` an array, no suffix a folder.
+    """The output that a name stands for: `.png` is a grid, `.npy` an array, no suffix a folder of PNGs.
 
     Args:
         name: Where to write.
-        shape: Shape (N, H, W, C) of the uint8 pictures.
-        job: Everything the pictures depend on, for resuming.
+        shape: Shape (N, H, W, C) of the pictures, or [rows, ...] of other rows, which go to an array.
+        job: Everything the rows depend on, for resuming.
+        dtype: Of the rows; that of pictures is uint8.
         resume: Goes on with a `.npy` array that was stopped.
         columns: Pictures in a row of a grid; None makes it about square.
 
@@ -130,8 +133,8 @@ def open_output(
         OSError: It cannot be written.
     """
     path, suffix = Path(name), suffix_of(name)
-    if suffix == ".npy":
-        return NpyWriter(path, shape, np.uint8, job=job, resume=resume)
+    if suffix == ".npy" or dtype != np.uint8:
+        return NpyWriter(path, shape, dtype, job=job, resume=resume)
     if suffix not in (".png", ""):
         raise InputError(f"{name}: expected a .png, a .npy or a folder (which may end in /), got {suffix!r}")
     if resume:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from artifex.cli.options import AsJson, BatchSize, Devices, Dtype, Images, Model, PicturesOut, Resize, Resume
+from artifex.cli.options import AsJson, Batches, Images, Model, PicturesOut, Resize, takes_groups
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -14,37 +14,38 @@ if TYPE_CHECKING:
     from artifex.generative_models.inference.pipeline import InferencePipeline
 
 
+@takes_groups
 def reconstruct(
     model: Model,
     images: Images,
     output: PicturesOut = "reconstructions.png",
     resize: Resize = False,
-    batch_size: BatchSize = None,
-    devices: Devices = None,
-    dtype: Dtype = None,
-    resume: Resume = False,
+    *,
+    batches: Batches,
     as_json: AsJson = False,
 ) -> None:
     """Encode pictures and decode them again.
 
     A .png shows each picture above its reconstruction; other outputs hold the reconstructions alone.
     """
-    from artifex.cli.outputs import open_output, suffix_of
-    from artifex.cli.run import job_of, open_pipeline, picture_shape, report, run
+    from artifex.cli.outputs import suffix_of
+    from artifex.cli.run import Job, open_pipeline, picture_shape, report, run
     from artifex.generative_models.inference.offline.sources import open_pictures
 
-    pipeline = open_pipeline(model, batch_size, devices, dtype)
+    pipeline = open_pipeline(model, batches)
     height, width, channels = picture_shape(pipeline, "reconstruct")
     pictures = open_pictures(images, (height, width, channels), resize=resize)
-    job = job_of("reconstruct", "reconstruct", pipeline, dtype, images=pictures.identity())
     in_pairs = suffix_of(output) == ".png"
     shape = (len(pictures), 2 * height if in_pairs else height, width, channels)
-    with open_output(output, shape, job=job, resume=resume) as out:
+
+    def chunks(rows: range) -> Iterator[NDArray[Any]]:
         if in_pairs:
-            chunks = _above_reconstructions(pipeline, pictures)
-        else:
-            chunks = pipeline.reconstruct_chunks(pictures.rows(out.rows_done))
-        facts = run(pipeline, "reconstruct", chunks, out)
+            return _above_reconstructions(pipeline, pictures)
+        return pipeline.reconstruct_chunks(pictures.rows(rows.start, rows.stop))
+
+    given = {"images": pictures.identity()}
+    job = Job("reconstruct", shape, chunks, given, image_dtype=pictures.dtype)
+    facts = run(pipeline, job, output, batches)
     report({**facts, "model": model}, "reconstruction", as_json)
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 import typer
 
+from artifex.cli.outputs import Output, open_output
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.errors import CacheError
 from artifex.generative_models.inference.cache import cache_dir, enable_compilation_cache
 from artifex.generative_models.inference.formats.loading import load_exported_model
-from artifex.generative_models.inference.offline.identity import job_identity
 from artifex.generative_models.inference.offline.progress import track_rows
 from artifex.generative_models.inference.pipeline import (
     InferencePipeline,
-    load_cached_pipeline,
     load_pipeline,
 )
 
@@ -27,21 +28,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jax.sharding import Mesh
+    from jax.typing import DTypeLike
+    from jaxtyping import Array, Key
     from numpy.typing import NDArray
 
-    from artifex.cli.options import ComputeDtype
-    from artifex.cli.outputs import Output
+    from artifex.cli.options import Batches, ComputeDtype
 
 
-def open_pipeline(
-    model: str, batch_size: int | None, devices: str | None, dtype: ComputeDtype | None
-) -> InferencePipeline:
+def open_pipeline(model: str, batches: Batches) -> InferencePipeline:
     """The model of a command, on the devices and in the dtype of its options."""
     use_cache()
-    mesh = mesh_of(devices)
-    if mesh is None:
-        return load_cached_pipeline(model, batch_size=batch_size, dtype=compute_dtype(dtype))
-    return load_pipeline(model, batch_size=batch_size, mesh=mesh, dtype=compute_dtype(dtype))
+    batch_size, mesh, dtype = batches.batch_size, mesh_of(batches.devices), compute_dtype(batches.dtype)
+    return load_pipeline(model, batch_size=batch_size, mesh=mesh, dtype=dtype)
 
 
 def load_model(model: str) -> Any:
@@ -75,79 +73,115 @@ def picture_shape(pipeline: InferencePipeline, endpoint: str) -> tuple[int, ...]
     return pipeline.executor.spec(endpoint)[1]["x"].shape
 
 
-def job_of(
-    command: str, endpoint: str, pipeline: InferencePipeline, dtype: ComputeDtype | None, **facts: Any
-) -> dict[str, Any]:
-    """Everything that the rows of a command depend on, so that only the same job resumes it.
+@dataclass(frozen=True)
+class Job:
+    """Rows that an endpoint is to give.
 
     Args:
-        command: Name of the command.
-        endpoint: The endpoint that gives the rows.
-        pipeline: The model.
-        dtype: Of the computation.
-        **facts: What else the rows depend on: the seed, the pictures.
+        endpoint: Its name.
+        shape: Shape [rows, ...] of all rows.
+        chunks: Gives the rows with these numbers, in chunks [rows, ...].
+        facts: What the rows depend on besides the model, as JSON takes it: the seed, the pictures.
+        dtype: Of the rows.
+        key: The job's key, where the endpoint draws random numbers.
+        image_dtype: Of the pictures that it takes, if it takes some.
     """
-    return {"command": command, **job_identity(pipeline, endpoint, compute_dtype(dtype)), **facts}
+
+    endpoint: str
+    shape: tuple[int, ...]
+    chunks: Callable[[range], Iterator[NDArray[Any]]]
+    facts: Mapping[str, Any]
+    dtype: DTypeLike = np.uint8
+    key: Key[Array, ""] | None = None
+    image_dtype: DTypeLike | None = None
+
+    def identity(self, pipeline: InferencePipeline) -> dict[str, Any]:
+        """Everything that the rows depend on, so that only the same job resumes it."""
+        return {"command": self.endpoint, **pipeline.job_identity(self.endpoint), **self.facts}
 
 
 def run(
-    pipeline: InferencePipeline,
-    endpoint: str,
-    chunks: Iterator[NDArray[Any]],
-    output: Output,
+    pipeline: InferencePipeline, job: Job, output: str, batches: Batches, *, columns: int | None = None
 ) -> dict[str, Any]:
-    """Writes chunks of rows to an output, with a progress bar on a terminal.
+    """Writes the rows of a job to an output, with a progress bar on a terminal.
+
+    Args:
+        pipeline: The model.
+        job: The job.
+        output: Name of the output, as `open_output` takes it.
+        batches: Options of the command.
+        columns: As for `open_output`.
 
     Returns:
         The facts of the run; its seconds are those after compiling.
     """
-    first_row = output.rows_done
-    compile_seconds = compile_batches(pipeline, endpoint, output.num_rows - first_row)
-    start = time.perf_counter()
-    written = _written(chunks, output)
-    if sys.stderr.isatty():
-        written = track_rows(written, output.num_rows, endpoint, start=first_row)
-    if first_row < output.num_rows:
-        for _ in written:
-            pass
-    seconds = time.perf_counter() - start
-    return facts_of(output.path, output.num_rows, first_row, compile_seconds, seconds)
+    identity = job.identity(pipeline)
+    with open_output(
+        output, job.shape, dtype=job.dtype, job=identity, resume=batches.resume, columns=columns
+    ) as out:
+        missing = range(out.rows_done, out.num_rows)
+        compile_seconds = compile_batches(pipeline, job, len(missing))
+        chunks = _written(job.chunks(missing), out) if missing else iter(())
+        return exhaust(chunks, job, out.path, missing.start, compile_seconds)
 
 
-def facts_of(
-    path: Path, num_rows: int, resumed_at: int, compile_seconds: float, seconds: float
+def exhaust(
+    rows: Iterator[Sized],
+    job: Job,
+    path: Path,
+    resumed_at: int,
+    compile_seconds: float,
+    *,
+    is_shown: bool = True,
 ) -> dict[str, Any]:
-    """What there is to report of a run: its output, its rows, and the seconds that it took."""
+    """Goes through the rows of a job, which are written on the way, and says what there is to report."""
+    start = time.perf_counter()
+    if is_shown and sys.stderr.isatty():
+        rows = track_rows(rows, job.shape[0], job.endpoint, start=resumed_at)
+    for _ in rows:
+        pass
+    seconds = time.perf_counter() - start
     return {
         "output": str(path.absolute()),
-        "rows": num_rows,
+        "rows": job.shape[0],
         "resumed_at": resumed_at,
         "compile_seconds": round(compile_seconds, 4),
         "seconds": round(seconds, 4),
-        "rows_per_second": round((num_rows - resumed_at) / seconds, 1),
+        "rows_per_second": round((job.shape[0] - resumed_at) / seconds, 1),
     }
 
 
 def report(facts: dict[str, Any], noun: str, as_json: bool) -> None:
-    """Says on stdout what a command did: one line of JSON, or one for people, with a noun for a row."""
+    """Says on stdout what a command did, here or on Ray: one line of JSON, or one for people.
+
+    Args:
+        facts: What to say.
+        noun: For a row.
+        as_json: Option.
+    """
     if as_json:
         typer.echo(json.dumps(facts))
         return
+    if "num_actors" in facts:
+        actors = f"{facts['num_actors']} process{'' if facts['num_actors'] == 1 else 'es'}"
+        begun = f"after {facts['start_seconds']:.1f} s to start {actors}"
+    else:
+        begun = f"after {facts['compile_seconds']:.1f} s of compiling"
     resumed = f"from {facts['resumed_at']:,} on; " if facts["resumed_at"] else ""
     speed = f"{facts['seconds']:.2f} s, {facts['rows_per_second']:,.0f}/s"
-    compiled = f"after {facts['compile_seconds']:.1f} s of compiling"
     rows = f"{facts['rows']:,} {noun}{'' if facts['rows'] == 1 else 's'}"
-    typer.echo(f"{rows} in {facts['output']} ({resumed}{speed}, {compiled})")
+    typer.echo(f"{rows} in {facts['output']} ({resumed}{speed}, {begun})")
 
 
-def compile_batches(pipeline: InferencePipeline, endpoint: str, num_rows: int) -> float:
+def compile_batches(pipeline: InferencePipeline, job: Job, num_rows: int) -> float:
     """Compiles for the batches of a job, and says how many seconds that took."""
+    endpoint, executor = job.endpoint, pipeline.executor
     size = pipeline.rows_per_batch(endpoint)
     full, last = divmod(num_rows, size)
     lengths = ([size] if full else []) + ([last] if last else [])
-    known = pipeline.executor.batch_sizes_of(endpoint)
+    known = executor.batch_sizes_of(endpoint)
     sizes = {next(size for size in known if size >= length) for length in lengths}
-    return sum(pipeline.executor.warmup([endpoint], sizes)[endpoint].values())
+    return sum(executor.warmup([endpoint], sizes, image_dtype=job.image_dtype)[endpoint].values())
 
 
 def _written(chunks: Iterator[NDArray[Any]], output: Output) -> Iterator[NDArray[Any]]:

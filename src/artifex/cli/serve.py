@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from artifex.cli.failures import needs
 from artifex.cli.options import ActorCpus, ActorGpus, BatchSize, Dtype, Engine, RayAddress, RunsOn
 
 _MIB = 1 << 20
@@ -68,17 +69,10 @@ def serve(
     actor_gpus: ActorGpus = None,
 ) -> None:
     """Serve models over HTTP and gRPC (the Open Inference Protocol)."""
-    try:
-        from artifex.serving.app import create_app
+    with needs("serve"):
+        from artifex.serving import Tls, create_app, run_server
         from artifex.serving.observe.events import show_events
-        from artifex.serving.server import Tls, run_server
-    except ModuleNotFoundError as error:
-        from artifex.generative_models.core.errors import InputError
-
-        if (error.name or "").startswith("artifex"):
-            raise
-        raise InputError(f"{error.name} is not installed: pip install 'artifex[serve]'") from error
-    from artifex.cli.on_ray import processes_on_ray, server_on_ray
+    from artifex.cli.on_ray import processes_on_ray
     from artifex.cli.run import compute_dtype, use_cache
     from artifex.generative_models.core.errors import InputError
     from artifex.ray.cluster import name_everywhere
@@ -117,7 +111,9 @@ def serve(
         watch_seconds=1.0 if watch else None,
     )
     if processes is not None:
-        status = server_on_ray().run_on_ray(
+        with needs("ray"):
+            from artifex.ray import run_on_ray
+        status = run_on_ray(
             make_app,
             list(named),
             host=host,

@@ -13,7 +13,7 @@ from artifex.cli.options import AsJson, Devices, Dtype, Model
 if TYPE_CHECKING:
     from artifex.cli.plot import Curve
     from artifex.generative_models.inference.measure.roofline import Ceilings
-    from artifex.generative_models.inference.tuning.optimize import Trial, TuningReport
+    from artifex.generative_models.inference.tuning.results import Trial, TuningReport
 
 
 def tune(
@@ -30,7 +30,7 @@ def tune(
     """Find the fastest batch size and way to run each endpoint here, and use them from now on."""
     from artifex.cli.plot import check_curve, save_curve
     from artifex.cli.run import compute_dtype, load_model, mesh_of
-    from artifex.generative_models.inference.executor.executor import powers_up_to
+    from artifex.generative_models.inference.executor.settings import powers_up_to
     from artifex.generative_models.inference.measure.roofline import machine_ceilings
     from artifex.generative_models.inference.tuning.optimize import tune as tune_endpoint
 
@@ -87,19 +87,13 @@ def _show(report: TuningReport) -> None:
     console.print(f"{report.endpoint}: {_sentence(report.chosen)}", style="bold", soft_wrap=True)
     console.print(where, style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("batch", "fusion", "parts", "in flight", "rows/s", "low", "high", "ms", "MB", ""):
+    for column in ("batch", "fusion", "in flight", "rows/s", "low", "high", "ms", "MB", ""):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     front = report.pareto
     for trial in report.trials:
         mark = "chosen" if trial == report.chosen else "pareto" if trial in front else ""
         table.add_row(*_cells(trial), mark, style="bold" if trial == report.chosen else None)
     console.print(table)
-    for other in report.dtypes:
-        rate = other.rows_per_second / report.chosen.rows_per_second
-        console.print(
-            f"{other.dtype}: {rate:.2f} times the rate, outputs differ by up to {other.max_difference:.2g}",
-            soft_wrap=True,
-        )
     if report.too_large is not None:
         console.print(
             f"batches from {report.too_large} rows on need more memory than is free", soft_wrap=True
@@ -110,9 +104,8 @@ def _show(report: TuningReport) -> None:
 
 def _sentence(trial: Trial) -> str:
     candidate = trial.candidate
-    parts = candidate.setting.micro_batches
     return (
-        f"{candidate.batch_size} rows a batch{f' in {parts} parts' if parts > 1 else ''}, "
+        f"{candidate.batch_size} rows a batch, "
         f"{candidate.executions_in_flight} in flight, {trial.rows_per_second:,.0f} rows/s"
     )
 
@@ -122,7 +115,6 @@ def _cells(trial: Trial) -> tuple[str, ...]:
     return (
         str(candidate.batch_size),
         "yes" if candidate.setting.fusion else "no",
-        str(candidate.setting.micro_batches),
         str(candidate.executions_in_flight),
         f"{trial.rows_per_second:,.0f}",
         f"{min(trial.rates):,.0f}",

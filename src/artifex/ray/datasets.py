@@ -26,15 +26,10 @@ from typing import Any
 import numpy as np
 
 from artifex.generative_models.core.errors import InputError
-from artifex.generative_models.inference.offline.parquet_inputs import Inputs, Paths
 from artifex.generative_models.inference.offline.parts import Parts, open_parts
 from artifex.generative_models.inference.offline.progress import track_rows
-from artifex.ray.cluster import (
-    import_ray,
-    joined,
-    name_everywhere,
-    require,
-)
+from artifex.ray.cluster import import_ray, joined, name_everywhere, require
+from artifex.ray.inputs import Inputs, Paths
 from artifex.ray.worker import Facts, Setup, Task, Worker, describe
 
 _SHARD_ROWS = 8192

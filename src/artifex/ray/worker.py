@@ -14,16 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from artifex.generative_models.core.endpoint import sample_key
 from artifex.generative_models.core.errors import ArtifexError, OutputError
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.cache import enable_compilation_cache
-from artifex.generative_models.inference.offline.identity import job_identity
-from artifex.generative_models.inference.offline.parquet_inputs import Inputs, Pictures
 from artifex.generative_models.inference.offline.parts import Place
 from artifex.generative_models.inference.offline.sources import PictureFiles
-from artifex.generative_models.inference.pipeline import InferencePipeline, load_cached_pipeline
+from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 from artifex.ray.cluster import import_ray
 from artifex.ray.cores import claimed_cores
+from artifex.ray.inputs import Inputs, Pictures
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Setup:
     def open(self) -> InferencePipeline:
         """The model."""
         enable_compilation_cache()
-        pipeline = load_cached_pipeline(self.model, batch_size=self.batch_size, dtype=self.dtype)
+        pipeline = load_pipeline(self.model, batch_size=self.batch_size, dtype=self.dtype)
         size = pipeline.executor.batch_sizes_of(self.endpoint)[-1]
         pipeline.executor.warmup([self.endpoint], [size])
         return pipeline
@@ -78,7 +77,7 @@ class Task:
     """What an actor does with its model.
 
     Args:
-        identity: What its rows must depend on, as `job_identity` tells it.
+        identity: What its rows must depend on, as `InferencePipeline.job_identity` tells it.
         place: Where they go.
         inputs: Pictures to encode; None generates.
         pictures: Their identity.
@@ -142,7 +141,7 @@ class Worker:
 
     def _checked(self, setup: Setup) -> Pictures | None:
         """The pictures, if they and the model are those of the other machines."""
-        ours = job_identity(self._pipeline, setup.endpoint, setup.dtype)
+        ours = self._pipeline.job_identity(setup.endpoint)
         theirs = self._task.identity
         changed = [
             f"{name} is {ours[name]} here and was {theirs[name]}"
@@ -170,7 +169,7 @@ def describe(setup: Setup) -> Facts | Exception:
         with setup.device():
             pipeline = setup.open()
             inputs, outputs = pipeline.executor.spec(setup.endpoint)
-            identity = job_identity(pipeline, setup.endpoint, setup.dtype)
+            identity = pipeline.job_identity(setup.endpoint)
             if setup.endpoint == "generate":
                 return Facts(identity, (), outputs["x"].shape, "uint8")
             mean = outputs["mean"]

@@ -12,12 +12,8 @@ from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.pipeline import InferencePipeline
 from artifex.serving.http.asgi import App
 from artifex.serving.plane.dataplane import DataPlane
-from artifex.serving.plane.repository import (
-    ExportSource,
-    PipelineSource,
-    Repository,
-    Source,
-)
+from artifex.serving.plane.origins import ExportSource, PipelineSource, Source
+from artifex.serving.plane.repository import Repository
 
 Servable = str | PathLike[str] | InferencePipeline | Executor | Model
 

@@ -16,6 +16,7 @@ from artifex.generative_models.core.errors import (
 )
 from artifex.generative_models.inference import Executor
 from artifex.generative_models.inference.batching.batcher import Batcher
+from artifex.generative_models.inference.executor.jobs import Job
 
 
 def with_value(value, row=2):
@@ -258,7 +259,7 @@ def own(plain):
 
 @pytest.mark.parametrize("sizes", [(8, 4), (8, 4, 2)])
 def test_out_of_memory_halves_the_batch_and_all_are_answered(own, open_batcher, sizes):
-    program = own._program("double", {})
+    program = own._catalog.find("double", {})
     program.executables.update(dict.fromkeys(sizes, exhausted))
     batcher = open_batcher(own)
     futures = [submit(batcher, size, first) for size, first in ((8, 1), (3, 9), (21, 12))]
@@ -268,17 +269,17 @@ def test_out_of_memory_halves_the_batch_and_all_are_answered(own, open_batcher, 
 
 
 def test_out_of_memory_at_one_row_is_an_error(own, open_batcher):
-    own._program("double", {}).executables.update(dict.fromkeys((1, 2, 4, 8), exhausted))
+    own._catalog.find("double", {}).executables.update(dict.fromkeys((1, 2, 4, 8), exhausted))
     future = submit(open_batcher(own), 5)
     with pytest.raises(OutOfDeviceMemoryError, match="double: out of device memory at 1 rows"):
         future.result(TIMEOUT)
 
 
 def test_no_memory_for_the_answer_of_one_request_is_its_error_alone(own, open_batcher, monkeypatch):
-    def no_memory(num_rows, *names):
-        raise MemoryError(f"no room for {num_rows} rows")
+    def no_memory(job, names=None):
+        raise MemoryError(f"no room for {job.num_rows} rows")
 
-    monkeypatch.setattr(own._program("double", {}), "allocate", no_memory)
+    monkeypatch.setattr(Job, "allocate", no_memory)
     batcher = open_batcher(own, max_in_flight=1)
     future = submit(batcher, 20)
     with pytest.raises(MemoryError, match="no room for 20 rows"):

@@ -17,8 +17,8 @@ from hypothesis.stateful import (
 )
 from shared import TIMEOUT
 
-from artifex.generative_models.core.endpoint import sample_key
 from artifex.generative_models.core.errors import ClosedError, DeadlineExceededError, Overloaded
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.batching.batcher import Batcher
 
 MAGIC = 13.0  # a row that the device does not bear

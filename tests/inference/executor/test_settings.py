@@ -15,7 +15,7 @@ from artifex.generative_models.inference.executor.settings import (
     tuning_name,
 )
 
-TUNED = Tuned(48, 2, {1: Setting(), 48: Setting(fusion=True, micro_batches=4)})
+TUNED = Tuned(48, 2, {1: Setting(), 48: Setting(fusion=True)})
 ROW = TensorSpec((3,), jnp.float32)
 
 
@@ -98,8 +98,6 @@ def test_another_jaxlib_has_a_result_of_its_own(monkeypatch):
                 {"settings": {"x": {}}},
                 {"settings": {"0": {}}},
                 {"settings": {"4": {"fusion": "yes"}}},
-                {"settings": {"4": {"micro_batches": 3}}},
-                {"settings": {"4": {"micro_batches": 0}}},
                 {"settings": {"4": {"unknown": 1}}},
             )
         ),
@@ -154,31 +152,20 @@ def test_results_can_be_given(endpoint):
 
 
 @pytest.mark.parametrize("endpoint_name", ["encode", "decode", "reconstruct", "generate"])
-def test_micro_batches_and_fusion_change_no_result(endpoint_name, mnist_vae, pictures):
+def test_fusion_changes_no_result(endpoint_name, mnist_vae, pictures):
     plain = Executor(mnist_vae, batch_sizes=(8,), tuned=False)
-    setting = {8: Setting(fusion=True, micro_batches=2)}
+    setting = {8: Setting(fusion=True)}
     inputs = {
         "encode": {"x": pictures[:8]},
         "decode": {"z": np.linspace(-1, 1, 8 * 32, dtype=np.float32).reshape(8, 32)},
         "reconstruct": {"x": pictures[:8]},
         "generate": {"temperature": np.linspace(0, 1, 8, dtype=np.float32)},
     }[endpoint_name]
-    cut = Executor(mnist_vae, batch_sizes=(8,), tuned={endpoint_name: Tuned(8, 1, setting)})
+    fused = Executor(mnist_vae, batch_sizes=(8,), tuned={endpoint_name: Tuned(8, 1, setting)})
     outputs = [
         executor(endpoint_name, inputs, **({"key": jax.random.key(3)} if endpoint_name == "generate" else {}))
-        for executor in (plain, cut)
+        for executor in (plain, fused)
     ]
     assert outputs[0].keys() == outputs[1].keys()
     for value, other in zip(outputs[0].values(), outputs[1].values(), strict=True):
         np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-5)  # sums in another order
-
-
-def test_micro_batches_do_not_change_the_operations_counted(mnist_vae):
-    costs = [
-        Executor(
-            mnist_vae, batch_sizes=(16,), tuned={"encode": Tuned(16, 1, {16: Setting(micro_batches=parts)})}
-        ).cost("encode", 16)
-        for parts in (1, 4)
-    ]
-    assert costs[1].flops == pytest.approx(costs[0].flops, rel=0.05)
-    assert costs[1].weight_bytes == costs[0].weight_bytes > 0

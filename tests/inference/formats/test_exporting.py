@@ -2,7 +2,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from forked import Python
 
+from artifex import __version__
 from artifex.generative_models.core.checkpointing import (
     load_checkpoint,
     save_checkpoint,
@@ -50,6 +51,18 @@ def assert_same_weights(found: nnx.Module, wanted: nnx.Module, factor: float = 1
     jax.tree.map(np.testing.assert_array_equal, weights(found), expected)
 
 
+def test_sources_that_are_not_installed_export_too(
+    tmp_path: Path, model: VAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(name: str) -> str:
+        if name == "artifex":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(exporting, "version", known)
+    assert load_exported_model(export(model, tmp_path / "a"))[2]["versions"]["artifex"] == __version__
+
+
 def test_round_trip(tmp_path: Path, model: VAE, pictures: np.ndarray) -> None:
     directory = export(
         model, tmp_path / "a" / "b", step=7, image_range=(-1, 1), dataset="digits", quality={"nll": 1.25}
@@ -65,7 +78,10 @@ def test_round_trip(tmp_path: Path, model: VAE, pictures: np.ndarray) -> None:
         "image_range": [-1.0, 1.0],
         "dataset": "digits",
         "quality": {"nll": 1.25},
-        "versions": {name: version(name) for name in ("artifex", "jax", "flax", "orbax-checkpoint")},
+        "versions": {
+            "artifex": __version__,
+            **{name: version(name) for name in ("jax", "flax", "orbax-checkpoint")},
+        },
     }
     assert_same_weights(loaded, model)
     x = pictures[:3, 10:18, 10:18]

@@ -27,7 +27,7 @@ from artifex.generative_models.inference.formats.loading import (
     find_model,
     latest_step,
 )
-from artifex.generative_models.inference.pipeline import load_cached_pipeline
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.vae import VAE
 
 
@@ -263,8 +263,8 @@ def test_a_cached_pipeline_is_of_the_step_asked_for_each_time(copy: Path, model:
         save_checkpoint(manager, build(seed=1), 9)
     for _ in range(2):  # the second time from what was kept
         for step, wanted in ((None, model), (9, build(seed=1)), (5, model)):
-            found = load_cached_pipeline(copy, batch_size=1, step=step).executor.weights
+            found = load_pipeline(copy, batch_size=1, step=step).executor.weights
             for leaf, expected in zip(found, jax.tree.leaves(nnx.state(wanted)), strict=True):
                 np.testing.assert_array_equal(leaf, expected)
     with pytest.raises(CheckpointNotFoundError):
-        load_cached_pipeline(copy, step=7)
+        load_pipeline(copy, step=7)

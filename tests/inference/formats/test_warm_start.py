@@ -18,7 +18,7 @@ from artifex.generative_models.inference.formats import fingerprint as looks
 from artifex.generative_models.inference.formats import warm_start as snapshots
 from artifex.generative_models.inference.formats.loading import load_exported_model
 from artifex.generative_models.inference.formats.warm_start import Snapshot
-from artifex.generative_models.inference.pipeline import load_cached_pipeline
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.vae import VAE
 
 pytestmark = pytest.mark.usefixtures("compiles_anew")
@@ -52,7 +52,7 @@ def generate(pipeline: InferencePipeline) -> np.ndarray:
 def start(export: Path) -> tuple[np.ndarray, InferencePipeline]:
     """What a start gives that compiles one batch size of one endpoint."""
     with mock.patch.object(pipelines, "load_exported_model", wraps=pipelines.load_exported_model) as restore:
-        pipeline = load_cached_pipeline(export, batch_size=4)
+        pipeline = load_pipeline(export, batch_size=4)
     pipeline.metadata["built here"] = restore.called
     return generate(pipeline), pipeline
 
@@ -258,10 +258,10 @@ def test_large_weights_are_restored_but_nothing_is_compiled(export: Path, monkey
 
 
 def test_dtypes_have_snapshots_of_their_own(export: Path):
-    first = generate(load_cached_pipeline(export, batch_size=4, dtype="bfloat16"))
+    first = generate(load_pipeline(export, batch_size=4, dtype="bfloat16"))
     exact, _ = start(export)
     assert (first != exact).any()
-    second = load_cached_pipeline(export, batch_size=4, dtype=jnp.bfloat16)
+    second = load_pipeline(export, batch_size=4, dtype=jnp.bfloat16)
     np.testing.assert_array_equal(generate(second), first)
     assert second.executor.compile_count == 0
 
@@ -273,7 +273,7 @@ def test_options_are_kept_apart(export: Path):
     endpoint = Endpoint(shifted, {"x": TensorSpec((), jnp.float32)}, {"by": 1, "kind": None})
     x = np.zeros(2, np.float32)
     for compiled in (3, 1):  # of an option without a form in JSON nothing is kept
-        executor = Executor(None, {"shifted": endpoint}, batch_sizes=(2,), snapshot=Snapshot(export))
+        executor = Executor(None, {"shifted": endpoint}, batch_sizes=(2,), kept=Snapshot(export).programs)
         assert executor("shifted", {"x": x})["y"].tolist() == [1, 1]
         assert executor("shifted", {"x": x}, by=2)["y"].tolist() == [2, 2]
         assert executor("shifted", {"x": x}, kind=int)["y"].tolist() == [1, 1]
@@ -288,7 +288,7 @@ def test_what_jax_had_in_its_own_cache_is_kept_all_the_same(root: Path, monkeypa
         model, _, _ = load_exported_model("mnist-vae")
         expected = Executor(model, batch_sizes=(8,))("generate", key=jax.random.key(0), num_rows=8)["x"]
         for built in (True, False):
-            executor = load_cached_pipeline("mnist-vae", batch_size=8).executor
+            executor = load_pipeline("mnist-vae", batch_size=8).executor
             samples = executor("generate", key=jax.random.key(0), num_rows=8)["x"]
             np.testing.assert_array_equal(samples, expected)
             assert executor.compile_count == built

@@ -24,7 +24,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def always_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npy, "_RECORD_SECONDS", 0.0)
+    monkeypatch.setattr(npy, "_FLUSH_SECONDS", 0.0)
 
 
 def write(path: Path, rows: np.ndarray, *, stop: int | None = None, resume: bool = False) -> int:

@@ -8,7 +8,7 @@ import pytest
 from several import finish, free_address, start
 from shared import TOLERANCE
 
-from artifex.generative_models.core.endpoint import sample_key
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference import Executor, load_exported_model
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ address, number, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 join_processes(address, 2, number)
 
 from artifex.generative_models.core import DeviceManager
-from artifex.generative_models.core.endpoint import sample_key
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.core.errors import ArtifexError
 from artifex.generative_models.inference import Batcher, Executor
 from artifex.generative_models.inference.pipeline import load_pipeline

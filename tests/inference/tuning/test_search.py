@@ -11,8 +11,8 @@ POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 GRID = tuple(range(16, 257, 16))
 
 
-def space(sizes=POWERS, fusion=(False, True), micro_batches=(1, 2, 4, 8), in_flight=(3, 2, 1)):
-    return Space(sizes, fusion, micro_batches, in_flight)
+def space(sizes=POWERS, fusion=(False, True), in_flight=(3, 2, 1)):
+    return Space(sizes, fusion, in_flight)
 
 
 def asked(where, rate):
@@ -41,33 +41,23 @@ def hill(top, steepness=1.0):
     top=st.sampled_from(GRID),
     fused=st.floats(0.5, 2).filter(lambda value: value != 1),
     in_flight=st.permutations([1.0, 1.3, 1.7]),
-    micro=st.floats(0.3, 0.99),
 )
-def test_finds_the_best_of_a_hill_whose_factors_are_independent(top, fused, in_flight, micro):
+def test_finds_the_best_of_a_hill_whose_factors_are_independent(top, fused, in_flight):
     def rate(candidate):
         factor = fused if candidate.setting.fusion else 1.0
         factor *= in_flight[candidate.executions_in_flight - 1]
-        return hill(top)(candidate.batch_size) * factor * micro ** (candidate.setting.micro_batches - 1)
+        return hill(top)(candidate.batch_size) * factor
 
     where = space(GRID)
     found = asked(where, rate)
     assert rate(fastest(found)) == max(rate(candidate) for candidate in where)
     assert set(Counter(candidate for candidate, _ in found).values()) == {1}
-    assert len(found) <= len(list(where)) / 8
+    assert len(found) <= len(list(where)) / 6
     assert {candidate for candidate, _ in found} <= set(where)
 
 
-def test_finds_that_micro_batches_pay_in_larger_batches():
-    def rate(candidate):
-        part = candidate.batch_size // candidate.setting.micro_batches
-        return hill(32)(part) * (1 + candidate.setting.micro_batches / 100)
-
-    best = fastest(asked(space(), rate))
-    assert best == Candidate(256, Setting(best.setting.fusion, 8), 3)
-
-
 def test_doubles_until_the_curve_has_turned():
-    found = asked(space(fusion=(False,), micro_batches=(1,), in_flight=(3,)), lambda c: hill(4)(c.batch_size))
+    found = asked(space(fusion=(False,), in_flight=(3,)), lambda c: hill(4)(c.batch_size))
     assert [candidate.batch_size for candidate, _ in found] == [1, 2, 4, 8, 16]
 
 
@@ -97,13 +87,8 @@ def test_ends_where_nothing_fits():
 
 
 def test_one_candidate_is_measured_once():
-    only = space((3,), (False,), (1, 2), (1,))
+    only = space((3,), (False,), (1,))
     assert asked(only, lambda candidate: 1.0) == [(Candidate(3, Setting(), 1), 1.0)]
-
-
-def test_a_space_holds_only_micro_batches_that_divide_the_batch_and_keep_four_rows():
-    found = {(c.batch_size, c.setting.micro_batches) for c in space((6, 8, 12, 16), (False,), in_flight=(1,))}
-    assert found == {(6, 1), (8, 1), (8, 2), (12, 1), (12, 2), (16, 1), (16, 2), (16, 4)}
 
 
 def test_a_failure_is_passed_on():

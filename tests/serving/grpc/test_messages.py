@@ -21,7 +21,7 @@ from artifex.serving.grpc.messages import (
     encode_response,
     message_class,
 )
-from artifex.serving.http.codec import MAX_NAMED, InferResponse
+from artifex.serving.plane.requests import MAX_NAMED, InferResponse
 
 FILE = SERVICE.file
 TRITON = {**service_pb2.DESCRIPTOR.message_types_by_name, **model_config_pb2.DESCRIPTOR.message_types_by_name}

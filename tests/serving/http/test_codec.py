@@ -12,15 +12,13 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 
 from artifex.generative_models.core.errors import InputError
 from artifex.serving.http.codec import (
-    MAX_NAMED,
-    InferRequest,
-    InferResponse,
     OutputForm,
     decode_request,
     encode_response,
     parameter_values,
     parse_object,
 )
+from artifex.serving.plane.requests import MAX_NAMED, InferRequest, InferResponse
 from artifex.serving.plane.statuses import UnsupportedError
 
 X = {"name": "x", "shape": [2], "datatype": "FP32", "data": [1, 2]}

@@ -14,13 +14,8 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import np_to_triton_dtype
 
 from artifex.generative_models.core.errors import InputError
-from artifex.serving.http.codec import (
-    InferRequest,
-    InferResponse,
-    OutputForm,
-    decode_request,
-    encode_response,
-)
+from artifex.serving.http.codec import OutputForm, decode_request, encode_response
+from artifex.serving.plane.requests import InferRequest, InferResponse
 from artifex.serving.plane.statuses import UnsupportedError
 
 DTYPES = [*"?bBhHiIqQefd"]

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from served import URL, live
 
 from artifex.serving import create_app
+from artifex.serving.observe.metrics import prometheus_text
 
 TRITON = [
     "nv_inference_request_success",
@@ -129,7 +130,7 @@ def test_counters_never_go_down(server):
     async def reload():
         """Looks between the swap and the end of what is replaced, as a scrape may."""
         await server.app.plane.repository.load("plain")
-        return server.app._routes._metrics.render().decode()
+        return prometheus_text([server.app.plane.repository.entries["plain"].counters()]).decode()
 
     families = text_string_to_metric_families(server.call(reload()))
     (count,) = [

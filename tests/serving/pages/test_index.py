@@ -141,12 +141,14 @@ def test_a_hostile_host_header_is_harmless(server: Live):
     assert b"<script" not in server.exchange(request, method="GET").body
 
 
-def test_docs_have_every_operation_and_schema(runner: asyncio.Runner, loaded: App):
+def test_docs_list_every_operation_of_the_document_that_has_an_answer(runner: asyncio.Runner, loaded: App):
     page = runner.run(get(loaded, "/docs")).text
-    document = runner.run(get(loaded, "/openapi.json")).json()
-    for path, operations in document["paths"].items():
-        assert page.count(f"</span> <code>{path}</code>") == len(operations)
-    anchors = set(re.findall('href="#(.*?)"', page))
-    names = set(re.findall('<h3 id="(.*?)"', page))
-    assert names == set(document["components"]["schemas"])
-    assert anchors <= names
+    rows = re.findall("<tr><td>(.*?)</td><td>(.*?)</td>", page)
+    paths = runner.run(get(loaded, "/openapi.json")).json()["paths"]
+    operations = {
+        (method.upper(), path): o for path, methods in paths.items() for method, o in methods.items()
+    }
+    assert rows == [named for named, operation in operations.items() if "200" in operation["responses"]]
+    assert ("POST", "/v2/models/tiny.encode/generate") in rows
+    assert ("POST", "/v2/logging") not in rows
+    assert "href='http://here/openapi.json'" in page

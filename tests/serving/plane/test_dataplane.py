@@ -14,14 +14,14 @@ from artifex import __version__
 from artifex.generative_models.core.errors import DeadlineExceededError, InputError
 from artifex.generative_models.inference import InferencePipeline
 from artifex.generative_models.inference.images import encode_png
-from artifex.serving.http.codec import InferRequest
 from artifex.serving.plane.descriptions import (
     model_config,
     model_metadata,
     server_metadata,
     statistics,
 )
-from artifex.serving.plane.repository import PipelineSource
+from artifex.serving.plane.origins import PipelineSource
+from artifex.serving.plane.requests import InferRequest
 from artifex.serving.plane.statuses import NotFoundError, NotReadyError, TooLargeError
 
 X = np.linspace(0, 1, 128, dtype=np.float32).reshape(2, 8, 8, 1)

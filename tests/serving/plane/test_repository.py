@@ -9,9 +9,10 @@ from shared import TIMEOUT, rows
 
 from artifex.generative_models.core.errors import ClosedError, InputError
 from artifex.generative_models.inference.images import encode_png
-from artifex.serving.http.codec import InferRequest
 from artifex.serving.plane.descriptions import statistics
-from artifex.serving.plane.repository import ExportSource, PipelineSource, Repository
+from artifex.serving.plane.origins import ExportSource, PipelineSource
+from artifex.serving.plane.repository import Repository
+from artifex.serving.plane.requests import InferRequest
 from artifex.serving.plane.statuses import NotFoundError, NotReadyError, UnloadableError
 
 

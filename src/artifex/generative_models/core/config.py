@@ -1,7 +1,8 @@
 """Constructor arguments as JSON, and the table of installed families.
 
-A family is a model class that other packages may add under the entry-point group `artifex.models`.
-A file can only name one that is installed: nothing that is read is ever imported or evaluated.
+A family is a model class: one of Artifex's own, or one that another package adds under the entry-point group
+`artifex.models`. A file can only name one that is installed: nothing that is read is ever imported or
+evaluated.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from flax import nnx
 
 _GROUP = "artifex.models"
+_OWN_FAMILIES = {"vae": "artifex.generative_models.models.vae:VAE"}  # so that they need no installation
 _MAX_BYTES = 1 << 20
 
 
@@ -116,7 +118,8 @@ def abstract_model(model_type: str, config: Mapping[str, Any]) -> nnx.Module:
 
 @cache
 def _table() -> dict[str, EntryPoint]:
-    return {entry_point.name: entry_point for entry_point in entry_points(group=_GROUP)}
+    own = (EntryPoint(name, value, _GROUP) for name, value in _OWN_FAMILIES.items())
+    return {entry_point.name: entry_point for entry_point in (*entry_points(group=_GROUP), *own)}
 
 
 def _refuse_constant(name: str) -> NoReturn:

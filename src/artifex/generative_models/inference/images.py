@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
+import itertools
 import math
+import os
 import struct
+import threading
 import warnings
 import zlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +32,9 @@ if TYPE_CHECKING:
 
 PICTURE_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # and Pillow's names for them
 _SAFE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of what strangers send; some others run programs
+_GROUP_BYTES = 1 << 20  # of decoded pictures, for one thread at a time
+_GROUP_FILES = 8
+_opening = threading.Lock()  # warnings are turned into errors for all threads at once
 _GAP = 2  # pixels between the pictures of a grid
 _MAX_GRID_PIXELS = 100_000_000  # Pillow and others refuse to open much larger ones
 DAMAGED = (  # what NumPy, zipfile and Pillow raise on broken files, besides OSError
@@ -92,7 +103,7 @@ def decode_picture(
     source: Path | BinaryIO = io.BytesIO(file) if isinstance(file, bytes) else file
     formats = _SAFE_FORMATS if isinstance(file, bytes) else None
     try:
-        with warnings.catch_warnings():
+        with _opening, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(source, formats=formats)
         with image:
@@ -112,6 +123,70 @@ def decode_picture(
         f"{name}: {image.width} x {image.height} pixels where the model takes {width} x {height}; "
         "the option to resize scales it"
     )
+
+
+File = TypeVar("File")
+
+
+def decode_ahead(
+    files: Iterable[File], decode: Callable[[File], UInt8[ndarray, "h w c"]], picture_bytes: int
+) -> Iterator[UInt8[ndarray, "h w c"]]:
+    """Decodes pictures on a few threads ahead of who takes them, and yields them in order.
+
+    Args:
+        files: What to decode; read as it is needed.
+        decode: Gives one picture; what it raises comes at that picture's turn.
+        picture_bytes: Bytes of a decoded picture, which bound how many are decoded ahead.
+    """
+
+    def decode_group(group: list[File]) -> tuple[list[UInt8[ndarray, "h w c"]], Exception | None]:
+        pictures = []
+        for file in group:
+            try:
+                pictures.append(decode(file))
+            except Exception as error:  # whatever it is, it waits for its turn
+                return pictures, error
+        return pictures, None
+
+    files = iter(files)
+    size = max(min(_GROUP_BYTES // max(picture_bytes, 1), _GROUP_FILES), 1)
+    groups = iter(lambda: list(itertools.islice(files, size)), [])
+    ahead: deque[Future[tuple[list[UInt8[ndarray, "h w c"]], Exception | None]]] = deque()
+    try:
+        for group in groups:
+            ahead.append(_decoders().submit(decode_group, group))
+            if len(ahead) > 2 * _num_decoders():
+                yield from _taken(ahead.popleft())
+        while ahead:
+            yield from _taken(ahead.popleft())
+    finally:
+        for waiting in ahead:
+            waiting.cancel()
+
+
+def is_picture(spec: TensorSpec) -> bool:
+    """Whether rows are pictures [H, W, C] that a PNG can hold."""
+    return len(spec.shape) == 3 and spec.shape[2] in PICTURE_CHANNELS
+
+
+def taking_uint8(endpoints: Mapping[str, Endpoint], image_range: tuple[float, float]) -> dict[str, Endpoint]:
+    """Endpoints that take uint8 pictures too, which the executable scales to the model's range.
+
+    Args:
+        endpoints: The endpoints by name.
+        image_range: The low and the high end of the model's pixel values.
+    """
+
+    def taking(spec: TensorSpec) -> TensorSpec:
+        is_scaled = is_picture(spec) and np.dtype(spec.dtype).kind not in "biuc"
+        return dataclasses.replace(spec, image_range=image_range) if is_scaled else spec
+
+    return {
+        name: dataclasses.replace(
+            endpoint, inputs={input_name: taking(spec) for input_name, spec in endpoint.inputs.items()}
+        )
+        for name, endpoint in endpoints.items()
+    }
 
 
 def encode_png(picture: UInt8[ndarray, "h w c"]) -> bytes:
@@ -157,6 +232,24 @@ class PictureGrid:
             top, left = row * (self._height + _GAP), column * (self._width + _GAP)
             self.canvas[top : top + self._height, left : left + self._width] = picture
             self._num_placed += 1
+
+
+def _taken(
+    group: Future[tuple[list[UInt8[ndarray, "h w c"]], Exception | None]],
+) -> Iterator[UInt8[ndarray, "h w c"]]:
+    pictures, error = group.result()
+    yield from pictures
+    if error is not None:
+        raise error
+
+
+def _num_decoders() -> int:
+    return min(os.cpu_count() or 1, 4)
+
+
+@functools.cache
+def _decoders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_num_decoders(), thread_name_prefix="artifex-pictures")
 
 
 def _without_address(error: Exception) -> str:

@@ -11,20 +11,25 @@ import jax
 import numpy as np
 
 from artifex.generative_models.core.config import read_json
-from artifex.generative_models.core.endpoint import Model, sample_key
+from artifex.generative_models.core.endpoint import Model
 from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.core.sharding import Shard, WeightLayout
-from artifex.generative_models.inference.executor.executor import (
-    Executor,
-    executor_for,
-    powers_up_to,
-)
+from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.jobs import aligned_empty
-from artifex.generative_models.inference.formats.loading import find_model, load_exported_model, read_metadata
+from artifex.generative_models.inference.executor.settings import powers_up_to
+from artifex.generative_models.inference.executor.shared import executor_for
+from artifex.generative_models.inference.formats.loading import (
+    check_image_range,
+    find_model,
+    load_exported_model,
+    read_metadata,
+)
 from artifex.generative_models.inference.formats.warm_start import Snapshot
-from artifex.generative_models.inference.images import denormalize_images, normalize_images
+from artifex.generative_models.inference.images import denormalize_images, taking_uint8
 from artifex.generative_models.inference.offline.batch import encode_chunks, generate_chunks
 from artifex.generative_models.inference.offline.chunks import Rows, collect, num_rows, row_chunks
+from artifex.generative_models.inference.offline.identity import job_identity
 from artifex.generative_models.inference.offline.progress import track_rows
 
 if TYPE_CHECKING:
@@ -51,6 +56,7 @@ class InferencePipeline:
         dtype: Dtype of the computation, as for `Executor`.
         config: The model's config, for reference.
         metadata: The model's metadata, for reference.
+        build_model: Gives the model that an executor was made of, when it is first asked for.
     """
 
     def __init__(
@@ -65,14 +71,23 @@ class InferencePipeline:
         dtype: DTypeLike | None = None,
         config: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        build_model: Callable[[], Any] | None = None,
     ):
-        self.model = model
+        self._model = model
+        self._build_model = build_model
         self.executor = executor_for(model, batch_size=batch_size, mesh=mesh, shard=shard, dtype=dtype)
         self.preprocess_fn = preprocess_fn or _identity
         self.postprocess_fn = postprocess_fn or _identity
         self.batch_size = batch_size
         self.config = dict(config or {})
         self.metadata = dict(metadata or {})
+
+    @property
+    def model(self) -> Any:
+        """The model: weights that are replaced in it are seen by the next call."""
+        if self._build_model is not None:
+            self._model, self._build_model = self._build_model(), None
+        return self._model
 
     def encode(
         self, images: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
@@ -188,6 +203,15 @@ class InferencePipeline:
         """
         return self.batch_size or self.executor.batch_sizes_of(endpoint)[-1]
 
+    def job_identity(self, endpoint: str) -> dict[str, Any]:
+        """What the rows that an endpoint gives depend on, besides their inputs and keys, as JSON takes it.
+
+        Raises:
+            InputError: An unknown endpoint.
+        """
+        model = [self.config, self.metadata]
+        return job_identity(self.executor, endpoint, self.rows_per_batch(endpoint), model)
+
     def _preprocessed(self, images: Rows, endpoint: str) -> Iterator[NDArray[Any]]:
         chunks = row_chunks(images, self.rows_per_batch(endpoint))
         return (np.asarray(self.preprocess_fn(chunk)) for chunk in chunks)
@@ -215,8 +239,14 @@ def load_pipeline(
     mesh: jax.sharding.Mesh | None = None,
     shard: Shard | None = None,
     dtype: DTypeLike | None = None,
+    step: int | None = None,
 ) -> InferencePipeline:
     """Loads a bundled model or an export directory as a pipeline from uint8 pictures to uint8 pictures.
+
+    Pictures go to the device as uint8 and are scaled there. Without a mesh, what one start finds out is kept
+    in the user's cache directory for the next: weights, endpoints and executables. That one neither imports
+    Flax and Orbax nor compiles, and builds the pipeline's `model` when it is asked for. Whatever a start
+    depends on and that changed has it done anew.
 
     Args:
         name_or_dir: A bundled name, or an export directory.
@@ -224,33 +254,6 @@ def load_pipeline(
         mesh: Devices to lay rows over. Weights are restored to where they go on it; of several processes
             each reads its own.
         shard: How weights are cut over the mesh, as for `Executor`.
-        dtype: Dtype of the computation.
-
-    Raises:
-        ConfigError: There is no such model, or its config or metadata is unusable.
-        CheckpointError: Its checkpoint is missing, damaged, or does not fit the config.
-    """
-    sharding = None if mesh is None else WeightLayout(mesh, shard)
-    model, config, metadata = load_exported_model(name_or_dir, sharding=sharding)
-    return _on_uint8(model, config, metadata, batch_size=batch_size, mesh=mesh, shard=shard, dtype=dtype)
-
-
-def load_cached_pipeline(
-    name_or_dir: str | PathLike[str],
-    *,
-    batch_size: int | None = None,
-    dtype: DTypeLike | None = None,
-    step: int | None = None,
-) -> InferencePipeline:
-    """`load_pipeline` for programs that only run the model: a second start takes what the first found out.
-
-    Weights, endpoints and executables are kept in the user's cache directory, and the model is not built
-    where they are there: the pipeline's `model` is its executor. Anything that a start depends on and that
-    changed has it done anew.
-
-    Args:
-        name_or_dir: A bundled name, or an export directory.
-        batch_size: Rows a batch; None is what `tune` found for an endpoint, or 64.
         dtype: Dtype of the computation.
         step: Training step; None is the one that the export names.
 
@@ -260,41 +263,38 @@ def load_cached_pipeline(
     """
     path = find_model(name_or_dir)
     metadata, config = read_metadata(path), read_json(path / "config.json")
-    snapshot = Snapshot(path, dtype, step)
-    model: Any = snapshot.weights()
-    if model is None:
-        restored, config, metadata = load_exported_model(path, step=step)
-        snapshot.keep_model(restored)
-        model = snapshot.weights()  # so that what is kept runs alike in this process and in later ones
-    endpoints = None if model is None else snapshot.endpoints(metadata["model_type"], config)
-    if model is None:
-        model = restored
-    batch_sizes = None if batch_size is None else powers_up_to(batch_size)
-    executor = Executor(model, endpoints, batch_sizes=batch_sizes, dtype=dtype, snapshot=snapshot)
-    return _on_uint8(executor, config, metadata, batch_size=batch_size, dtype=dtype)
-
-
-def _on_uint8(
-    model: Model | Executor,
-    config: Mapping[str, Any],
-    metadata: Mapping[str, Any],
-    *,
-    batch_size: int | None,
-    mesh: jax.sharding.Mesh | None = None,
-    shard: Shard | None = None,
-    dtype: DTypeLike | None = None,
-) -> InferencePipeline:
-    image_range = tuple(metadata["image_range"])
-    return InferencePipeline(
-        model,
-        partial(normalize_images, image_range=image_range),
-        partial(denormalize_images, image_range=image_range),
-        batch_size=batch_size,
+    image_range = check_image_range(metadata["image_range"])
+    snapshot = Snapshot(path, dtype, step) if mesh is None else None
+    kept = None if snapshot is None else snapshot.model(metadata["model_type"], config)
+    model: Any = None
+    if kept is None:
+        sharding = None if mesh is None else WeightLayout(mesh, shard)
+        model, config, metadata = load_exported_model(path, step=step, sharding=sharding)
+        weights, endpoints = model, model.endpoints()
+        if snapshot is not None:
+            snapshot.keep_model(model)
+    else:
+        weights, endpoints = kept.leaves, kept.endpoints
+    executor = Executor(
+        weights,
+        taking_uint8(endpoints, image_range),
         mesh=mesh,
         shard=shard,
+        batch_sizes=None if batch_size is None else powers_up_to(batch_size),
         dtype=dtype,
+        kept=None if snapshot is None else snapshot.programs,
+    )
+
+    def build() -> Any:
+        return model if kept is None else executor.follow(kept.build)
+
+    return InferencePipeline(
+        executor,
+        postprocess_fn=partial(denormalize_images, image_range=image_range),
+        batch_size=batch_size,
         config=config,
         metadata=metadata,
+        build_model=build,
     )
 
 

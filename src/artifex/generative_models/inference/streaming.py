@@ -139,7 +139,7 @@ class StreamingGenerator:
         self._next_row += 1
         self._grow()
         self._draw(1)
-        outputs = executor.run(executor.merge([(job, 0, 1)]))
+        outputs = executor.run(job)
         self._samples.append(outputs["x"][0].copy())
         return True
 

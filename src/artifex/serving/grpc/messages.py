@@ -21,7 +21,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
 from artifex.generative_models.core.errors import InputError
-from artifex.serving.http.codec import (
+from artifex.serving.plane.requests import (
     InferRequest,
     InferResponse,
     Parameters,

@@ -337,8 +337,6 @@ def _metadata(context: grpc.aio.ServicerContext, key: str) -> str | None:
 def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
     """An error as a call's end."""
     _, name, message = explain(error)
-    if name == "INTERNAL":
-        log_event("internal error", error)
     return grpc.StatusCode[name], message if len(message) <= _MAX_WORDS else f"{message[:_MAX_WORDS]}…"
 
 

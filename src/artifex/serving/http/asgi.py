@@ -22,16 +22,12 @@ from artifex.serving.http.bodies import (
     Receive,
     compressed,
 )
-from artifex.serving.http.codec import (
-    InferRequest,
-    OutputForm,
-    decode_request,
-    encode_response,
-)
+from artifex.serving.http.codec import OutputForm, decode_request, encode_response
 from artifex.serving.http.departures import Departures
 from artifex.serving.http.routes import Routes
 from artifex.serving.observe.events import log_event
 from artifex.serving.plane.dataplane import DataPlane
+from artifex.serving.plane.requests import InferRequest
 from artifex.serving.plane.statuses import NotFoundError, UnauthorizedError, explain
 from artifex.serving.plane.tensors import datatype_of, tensor_from_bytes
 
@@ -273,8 +269,6 @@ def _error(error: Exception) -> tuple[int, RawHeaders, bytes]:
         raw.append(_CLOSE)  # since its body was not read to the end
     if status == 401:
         raw.append((b"www-authenticate", b"Bearer"))
-    if status == 500:
-        log_event("internal error", error)
     return status, raw, orjson.dumps({"error": message})
 
 

@@ -1,4 +1,4 @@
-"""Requests and responses of the Open Inference Protocol V2, and their HTTP bodies.
+"""Requests and responses of the Open Inference Protocol V2 as HTTP bodies.
 
 A body is JSON, after which tensors may follow in binary form, in the order in which the JSON names them;
 the header `Inference-Header-Content-Length` then tells where the JSON ends.
@@ -11,7 +11,6 @@ References:
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +18,14 @@ import numpy as np
 import orjson
 
 from artifex.generative_models.core.errors import InputError
+from artifex.serving.plane.requests import (
+    InferRequest,
+    InferResponse,
+    Parameters,
+    refuse_many,
+    refuse_shared_memory,
+    refuse_unknown,
+)
 from artifex.serving.plane.statuses import UnsupportedError
 from artifex.serving.plane.tensors import (
     checked_shape,
@@ -29,50 +36,7 @@ from artifex.serving.plane.tensors import (
     tensor_to_bytes,
 )
 
-Parameters = dict[str, bool | int | float | str]
-
-MAX_NAMED = 1024  # tensors or parameters in one place: each takes time in which nobody else is answered
 _KEPT_HEADER_BYTES = 4096
-
-
-@dataclass(slots=True)
-class InferRequest:
-    """A request to run a model, whatever protocol it came by.
-
-    Args:
-        model: The model's name.
-        version: The version asked for; "" is the one that is loaded.
-        id: Comes back with the response.
-        inputs: Tensors by name.
-        parameters: Of the request.
-        outputs: Names of the outputs asked for; None is all.
-    """
-
-    model: str
-    version: str = ""
-    id: str = ""
-    inputs: dict[str, np.ndarray] = field(default_factory=dict)
-    parameters: Parameters = field(default_factory=dict)
-    outputs: list[str] | None = None
-
-
-@dataclass(slots=True)
-class InferResponse:
-    """What a model gave.
-
-    Args:
-        model: The model's name.
-        version: The version that ran.
-        id: That of the request.
-        parameters: Of the response.
-        outputs: Tensors by name.
-    """
-
-    model: str
-    version: str
-    id: str
-    parameters: Parameters
-    outputs: Mapping[str, np.ndarray]
 
 
 @dataclass(slots=True)
@@ -295,22 +259,3 @@ def _name(entry: dict[str, Any], of: str) -> str:
     if not isinstance(name, str):
         raise InputError(f"{of}: each needs a name")
     return name
-
-
-def refuse_unknown(of: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raises `InputError` for a name that the protocol does not have at this place."""
-    for name in entry:
-        if name not in known:
-            raise InputError(f"{of}: unknown {short(name)}; it takes {', '.join(known) or 'nothing else'}")
-
-
-def refuse_many(of: str, named: Sized) -> None:
-    """Raises `InputError` for more tensors or parameters than any model takes."""
-    if len(named) > MAX_NAMED:
-        raise InputError(f"{of}: expected at most {MAX_NAMED}, got {len(named)}")
-
-
-def refuse_shared_memory(parameters: Mapping[str, Any]) -> None:
-    """Raises `UnsupportedError` for tensors that are not in the request."""
-    if any(name.startswith("shared_memory_") for name in parameters):
-        raise UnsupportedError("shared memory is not supported; send tensors as binary data")

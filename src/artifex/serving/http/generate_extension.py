@@ -15,11 +15,11 @@ from starlette.requests import Request
 from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.batching.queue import Outputs
-from artifex.serving.http.codec import InferRequest, parameter_values, parse_object
-from artifex.serving.observe.events import log_event
+from artifex.serving.http.codec import parameter_values, parse_object
 from artifex.serving.plane.dataplane import Call, DataPlane
+from artifex.serving.plane.loaded_model import ServedEndpoint, is_picture
 from artifex.serving.plane.pictures import decode_pictures
-from artifex.serving.plane.served import ServedEndpoint, is_picture
+from artifex.serving.plane.requests import InferRequest
 from artifex.serving.plane.statuses import explain
 from artifex.serving.plane.tensors import nested_array
 
@@ -74,7 +74,8 @@ async def generate_events(
         One event a row.
     """
     with call.loaded.in_use():
-        bounds = [0, *range(1, call.num_rows, _STREAM_ROWS), call.num_rows]
+        num_rows = call.job.num_rows
+        bounds = [0, *range(1, num_rows, _STREAM_ROWS), num_rows]
         ahead = call.submit(bounds[0], bounds[1])
         try:
             for i, start in enumerate(bounds[:-1]):
@@ -87,9 +88,7 @@ async def generate_events(
         except Exception as error:  # whatever it is, it is the stream's last event
             if not start:
                 raise
-            status, _, message = explain(error)
-            if status == 500:
-                log_event("internal error", error, model=call.request.model)
+            _, _, message = explain(error)
             yield b"data: %b\n\n" % orjson.dumps({"error": message})
         finally:
             ahead.cancel()

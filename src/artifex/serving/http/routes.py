@@ -21,7 +21,7 @@ from artifex.serving.http.generate_extension import (
     generate_response,
     read_generate,
 )
-from artifex.serving.observe.metrics import Metrics
+from artifex.serving.observe.metrics import CONTENT_TYPE, prometheus_text
 from artifex.serving.pages.index import docs_page, index_page
 from artifex.serving.pages.openapi import openapi
 from artifex.serving.plane.dataplane import DataPlane
@@ -48,7 +48,6 @@ class Routes:
         self._plane = plane
         self._departures = departures
         self._bodies = bodies
-        self._metrics = Metrics(plane)
         self.router = Router(self._routes(), redirect_slashes=False, default=_no_page)
 
     def _routes(self) -> list[Route]:
@@ -90,7 +89,8 @@ class Routes:
         return _json(openapi(self._plane) | {"servers": [{"url": str(request.base_url).rstrip("/")}]})
 
     async def _render_metrics(self, request: Request) -> Response:
-        return Response(self._metrics.render(), media_type=self._metrics.content_type)
+        counters = [entry.counters() for entry in self._plane.repository.entries.values()]
+        return Response(prometheus_text(counters), media_type=CONTENT_TYPE)
 
     async def _metadata(self, request: Request) -> Response:
         return _json(server_metadata())

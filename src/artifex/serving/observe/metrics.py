@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from artifex.generative_models.inference.batching.stats import BatcherStats
-from artifex.serving.plane.dataplane import DataPlane
 
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 _LABELS = ("model", "version")
 _MICROSECONDS = 1e6
+_PROCESS = ProcessCollector(registry=None)
 
 # What Triton's dashboards ask for.
 _COUNTERS: dict[str, tuple[str, Callable[[BatcherStats], float]]] = {
@@ -52,36 +54,38 @@ _GAUGES: dict[str, tuple[str, Callable[[BatcherStats], float]]] = {
 }
 
 
-class Metrics:
-    """The counters of a server.
+@dataclass(frozen=True)
+class ModelCounters:
+    """What a server counts of one model.
 
     Args:
-        plane: Whose.
+        name: The model's name.
+        stats: What it did, by version and endpoint.
+        version: The version that is loaded; None where none is.
+        compile_count: Executables that were compiled for what is loaded.
     """
 
-    content_type = CONTENT_TYPE_LATEST
-
-    def __init__(self, plane: DataPlane):
-        self._registry = CollectorRegistry()
-        self._registry.register(_ModelCollector(plane))
-        ProcessCollector(registry=self._registry)
-
-    def render(self) -> bytes:
-        """The counters as they are now, in Prometheus's text format."""
-        return generate_latest(self._registry)
+    name: str
+    stats: Mapping[str, Mapping[str, BatcherStats]]
+    version: str | None
+    compile_count: int
 
 
-class _ModelCollector(Collector):
-    def __init__(self, plane: DataPlane):
-        self._plane = plane
+def prometheus_text(models: Sequence[ModelCounters]) -> bytes:
+    """Counters of models and of the process, as they are now, in Prometheus's text format."""
+    return generate_latest(_Counters(models))
+
+
+class _Counters(Collector):
+    def __init__(self, models: Sequence[ModelCounters]):
+        self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        """The counters of each endpoint of each model and version."""
-        entries = self._plane.repository.entries.values()
+        """The counters of each endpoint of each model and version, then those of the process."""
         found = [
-            ((f"{entry.name}.{endpoint}", version), stats)
-            for entry in entries
-            for version, by_endpoint in entry.counters().items()
+            ((f"{model.name}.{endpoint}", version), stats)
+            for model in self._models
+            for version, by_endpoint in model.stats.items()
             for endpoint, stats in by_endpoint.items()
         ]
         for name, (doc, value) in _COUNTERS.items():
@@ -96,15 +100,16 @@ class _ModelCollector(Collector):
             per_batch.add_metric(labels, count_value=stats.batches, sum_value=stats.rows)
         yield per_batch
         ready = GaugeMetricFamily("artifex_model_ready", "Whether a model is loaded", labels=["model"])
-        for entry in entries:
-            ready.add_metric([entry.name], float(entry.loaded is not None))
+        for model in self._models:
+            ready.add_metric([model.name], float(model.version is not None))
         yield ready
         compiles = [
-            ((entry.name, entry.loaded.version), float(entry.loaded.executor.compile_count))
-            for entry in entries
-            if entry.loaded is not None
+            ((model.name, model.version), float(model.compile_count))
+            for model in self._models
+            if model.version is not None
         ]
         yield _counter("artifex_compiles", "Executables compiled", compiles)
+        yield from _PROCESS.collect()
 
 
 def _counter(name: str, doc: str, values: Iterable[tuple[tuple[str, str], float]]) -> Metric:

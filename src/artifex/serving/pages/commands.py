@@ -13,7 +13,7 @@ from artifex.serving.pages.examples import (
     infer_example,
     needed_inputs,
 )
-from artifex.serving.plane.served import ServedEndpoint
+from artifex.serving.plane.loaded_model import ServedEndpoint
 
 _NUM_SAMPLES = 16
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from artifex.serving.plane.dataplane import DataPlane
-from artifex.serving.plane.served import ServedEndpoint
-from artifex.serving.plane.tensors import datatype_of
+from artifex.serving.plane.loaded_model import ServedEndpoint
 
 _MAX_ELEMENTS = 64  # of a row that is written out
 
@@ -50,16 +49,10 @@ def infer_example(endpoint: ServedEndpoint) -> dict[str, Any] | None:
     rows = _rows(endpoint)
     if rows is None:
         return None
-    tensors = [_tensor(endpoint, name, row) for name, row in rows.items()]
     if endpoint.draws:
-        tensors.append({"name": "seed", "shape": [1], "datatype": "INT64", "data": [1]})
-    return {"inputs": tensors}
-
-
-def _tensor(endpoint: ServedEndpoint, name: str, row: Any) -> dict[str, Any]:
-    spec = endpoint.inputs[name]
-    datatype = datatype_of(np.dtype(spec.dtype))
-    return {"name": name, "shape": [1, *spec.shape], "datatype": datatype, "data": [row]}
+        rows["seed"] = 1
+    tensors = [tensor for tensor in endpoint.tensors[0] if tensor["name"] in rows]
+    return {"inputs": [{**t, "shape": [1, *t["shape"][1:]], "data": [rows[t["name"]]]} for t in tensors]}
 
 
 def _rows(endpoint: ServedEndpoint) -> dict[str, Any] | None:

@@ -1,11 +1,9 @@
-"""Pages for people: the models with commands to try, and the OpenAPI document."""
+"""Pages for people: the models with commands to try, and the operations of the API."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from html import escape
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +12,8 @@ from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.serving.pages.commands import curl_commands, tritonclient_snippet
 from artifex.serving.pages.openapi import openapi
 from artifex.serving.plane.dataplane import DataPlane
+from artifex.serving.plane.loaded_model import ServedEndpoint
 from artifex.serving.plane.repository import Entry
-from artifex.serving.plane.served import ServedEndpoint
 from artifex.serving.plane.tensors import datatype_of
 
 _STYLE = """
@@ -29,18 +27,16 @@ pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px
 pre code { user-select: all; }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0 1rem; font-size: .9375em; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+  border-bottom: 1px solid var(--line); overflow-wrap: break-word; }
 th { font-weight: 600; opacity: .7; }
+@media (max-width: 45rem) { td:not(:first-child) { overflow-wrap: anywhere; } }
 details { border: 1px solid var(--line); border-radius: 6px; margin: .4rem 0; padding: .4rem .8rem; }
-summary { cursor: pointer; overflow-wrap: anywhere; }
+summary { cursor: pointer; }
 .state { font-size: .75rem; font-weight: 600; padding: .15rem .5rem; border-radius: 1rem; color: #fff;
   background: #9a6700; vertical-align: middle; }
 .READY { background: #1a7f37; } .UNAVAILABLE { background: #b42318; }
-.verb { display: inline-block; min-width: 3.2rem; font-weight: 700; }
 .label { opacity: .75; font-size: .9375em; }
 """
-
-_TAGS = ("Generate", "Models", "Repository", "Server", "Pages", "Not supported")  # in this order
 
 
 def index_page(plane: DataPlane, base_url: str) -> str:
@@ -73,27 +69,24 @@ def index_page(plane: DataPlane, base_url: str) -> str:
 
 
 def docs_page(plane: DataPlane, base_url: str) -> str:
-    """The OpenAPI document, to read.
+    """The operations that the OpenAPI document has, without those that this server only refuses.
 
     Args:
         plane: Whose models.
         base_url: Where the server is, without a slash at the end; not to be trusted.
     """
-    document = openapi(plane)
-    by_tag: dict[str, list[str]] = {}
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            shown = _operation(method, path, operation, document)
-            by_tag.setdefault(operation["tags"][0], []).append(shown)
-    body = [
-        f"<h1>{escape(document['info']['title'])} API</h1>",
-        f"<p>{escape(document['info']['description'])}</p>",
-        _links({"Models": f"{base_url}/", "OpenAPI": f"{base_url}/openapi.json"}),
-        *(f"<h2>{escape(tag)}</h2>{''.join(by_tag[tag])}" for tag in _TAGS if tag in by_tag),
-        "<h2>Schemas</h2>",
+    rows = [
+        [method.upper(), path, operation["summary"]]
+        for path, operations in openapi(plane)["paths"].items()
+        for method, operation in operations.items()
+        if "200" in operation["responses"]
     ]
-    for name, schema in document["components"]["schemas"].items():
-        body.append(f'<h3 id="{escape(name)}">{escape(name)}</h3>{_schema(schema)}')
+    body = [
+        "<h1>Artifex API</h1>",
+        "<p>The OpenAPI document says what each operation takes and gives; any OpenAPI viewer shows it.</p>",
+        _links({"Models": f"{base_url}/", "OpenAPI": f"{base_url}/openapi.json"}),
+        _table(["Method", "Path", ""], rows),
+    ]
     return _page("Artifex API", body)
 
 
@@ -137,91 +130,6 @@ def _tensor(name: str, spec: TensorSpec) -> list[str]:
     return [name, datatype_of(np.dtype(spec.dtype)), f"[{shape}]", default, spec.doc]
 
 
-def _operation(method: str, path: str, operation: dict[str, Any], document: dict[str, Any]) -> str:
-    parts = [
-        f"<details><summary><span class='verb'>{escape(method.upper())}</span> <code>{escape(path)}</code>"
-        f" <span class='label'>{escape(operation['summary'])}</span></summary>"
-    ]
-    if "description" in operation:
-        parts.append(f"<p>{escape(operation['description'])}</p>")
-    rows = []
-    for parameter in operation.get("parameters", []):
-        schema = parameter["schema"]
-        about = parameter.get("description", schema.get("description", ""))
-        needed = "required" if parameter.get("required") else ""
-        rows.append([escape(parameter["name"]), parameter["in"], _type(schema), needed, escape(about)])
-    if rows:
-        parts.append(_raw_table(["Parameter", "In", "Type", "", ""], rows))
-    bodies: dict[str, list[str]] = {}  # what is in them, and the media types of that
-    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        bodies.setdefault(_schema(content.get("schema", {})) + _examples(content), []).append(kind)
-    for shown, kinds in bodies.items():
-        parts.append(f"<p class='label'>Body: {escape(', '.join(kinds))}</p>{shown}")
-    rows = []
-    for status, response in operation["responses"].items():
-        if "$ref" in response:
-            response = document["components"]["responses"][response["$ref"].rpartition("/")[2]]
-        forms = [
-            f"{escape(kind)} {_type(form.get('schema', {}))}" for kind, form in response["content"].items()
-        ]
-        headers = ", ".join(response.get("headers", {}))
-        rows.append([status, escape(response["description"]), "<br>".join(forms), escape(headers)])
-    parts.append(_raw_table(["Status", "", "Content", "Headers"], rows))
-    answer = operation["responses"].get("200", {}).get("content", {}).get("application/json", {})
-    if "properties" in answer.get("schema", {}):
-        parts.append(f"<p class='label'>What is in the object of 200</p>{_schema(answer['schema'])}")
-    return "".join([*parts, "</details>"])
-
-
-def _examples(content: Mapping[str, Any]) -> str:
-    examples = {f" for {name}": example["value"] for name, example in content.get("examples", {}).items()}
-    if "example" in content:
-        examples[""] = content["example"]
-    return "".join(
-        f"<p class='label'>Example{escape(name)}</p>{_code(json.dumps(value), 'json')}"
-        for name, value in examples.items()
-    )
-
-
-def _schema(schema: Mapping[str, Any]) -> str:
-    """A schema: its properties, where it has any."""
-    about = f"<p>{escape(schema['description'])}</p>" if "description" in schema else ""
-    if not schema.get("properties"):
-        return f"{about}<p>{_type(schema)}</p>"
-    rows = []
-    for name, inner in schema["properties"].items():
-        needed = "required" if name in schema.get("required", []) else ""
-        default = f"default {json.dumps(inner['default'])}" if "default" in inner else needed
-        rows.append([escape(name), _type(inner), escape(default), escape(inner.get("description", ""))])
-    return about + _raw_table(["Property", "Type", "", ""], rows)
-
-
-def _type(schema: Mapping[str, Any]) -> str:
-    """A schema's type in a few words; HTML."""
-    if "$ref" in schema:
-        name = escape(schema["$ref"].rpartition("/")[2])
-        return f'<a href="#{name}">{name}</a>'
-    if "anyOf" in schema:
-        return " or ".join(_type(inner) for inner in schema["anyOf"])
-    if "const" in schema:
-        return escape(json.dumps(schema["const"]))
-    if "enum" in schema:
-        return f"({escape(' | '.join(map(json.dumps, schema['enum'])))})"
-    kinds = schema.get("type", "")
-    if kinds == "array" and "items" in schema:
-        sizes = ""
-        while schema.get("type") == "array" and "items" in schema:
-            sizes += f"[{schema['maxItems']}]" if "maxItems" in schema else "[]"
-            schema = schema["items"]
-        return f"{_type(schema)}{sizes}"
-    if "contentMediaType" in schema:
-        return "bytes"
-    words = escape(kinds if isinstance(kinds, str) else ", ".join(kinds))
-    if "maximum" in schema:
-        return f"{words} {schema.get('minimum', '')} to {schema['maximum']}"
-    return f"{words} from {schema['minimum']}" if "minimum" in schema else words
-
-
 def _links(links: Mapping[str, str]) -> str:
     anchors = (f"<a href='{escape(url)}'>{escape(text)}</a>" for text, url in links.items())
     return f"<nav>{''.join(anchors)}</nav>"
@@ -231,15 +139,11 @@ def _code(text: str, kind: str) -> str:
     return f"<pre><code class='{kind}'>{escape(text)}</code></pre>"
 
 
-def _table(heads: list[str], rows: Iterable[Iterable[str]]) -> str:
-    rows = [[escape(cell) for cell in row] for row in rows]
-    return _raw_table(heads, rows) if rows else ""
-
-
-def _raw_table(heads: list[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table whose cells are HTML."""
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return ""
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    lines = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
+    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 

@@ -20,7 +20,7 @@ from artifex.serving.pages.schemas import (
     ref,
 )
 from artifex.serving.plane.dataplane import DataPlane
-from artifex.serving.plane.served import ServedEndpoint
+from artifex.serving.plane.loaded_model import ServedEndpoint
 
 _ERRORS = {
     400: ("BadRequest", "The request is wrong."),
@@ -88,8 +88,10 @@ def _pages() -> Json:
     any_object = _json({"type": "object"})
     return {
         "/": {"get": _operation("Pages", "index", "The models, with commands to try.", html, _READ)},
-        "/docs": {"get": _operation("Pages", "docs", "This document, to read.", html, _READ)},
-        "/openapi.json": {"get": _operation("Pages", "openapi", "This document.", any_object, _READ)},
+        "/docs": {"get": _operation("Pages", "docs", "A table of the operations.", html, _READ)},
+        "/openapi.json": {
+            "get": _operation("Pages", "openapi", "This API as an OpenAPI document.", any_object, _READ)
+        },
     }
 
 

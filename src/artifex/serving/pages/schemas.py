@@ -9,7 +9,8 @@ import numpy as np
 
 from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.serving.pages.examples import needed_inputs
-from artifex.serving.plane.served import ServedEndpoint, is_picture
+from artifex.serving.plane.loaded_model import ServedEndpoint, is_picture
+from artifex.serving.plane.tensors import DTYPES
 
 Json = dict[str, Any]
 
@@ -27,8 +28,7 @@ def ref(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def array_of(items: Json) -> Json:
-    """The schema of a list."""
+def _array_of(items: Json) -> Json:
     return {"type": "array", "items": items}
 
 
@@ -58,7 +58,7 @@ def generate_request(endpoint: ServedEndpoint, max_rows: int) -> Json:
     if endpoint.draws:
         properties["seed"] = _one_or_many(_SEED, "Of all rows, or one for each; a random one by default.")
     names: Json = {"type": "string", "enum": [*endpoint.outputs]}
-    properties["outputs"] = {**array_of(names), "description": "Which outputs; all by default."}
+    properties["outputs"] = {**_array_of(names), "description": "Which outputs; all by default."}
     properties["id"] = {**_TEXT, "description": "Comes back with the response."}
     properties["timeout"] = {**_COUNT, "description": "Microseconds to wait in the queue; 0 is the server's."}
     properties["priority"] = {**_COUNT, "description": "Taken, and all are alike."}
@@ -94,10 +94,10 @@ def generate_response(endpoint: ServedEndpoint) -> Json:
 
 def _input(spec: TensorSpec) -> Json:
     """An input: rows, or one row without its axis; pictures also as files."""
-    schema = _one_or_many(_row(spec), spec.doc)
+    schema = _one_or_many(_nested(_element(spec), spec), spec.doc)
     if is_picture(spec):
         file = {"type": "string", "description": "A PNG, JPEG, WebP or BMP file in base64."}
-        schema["anyOf"] += [file, {**array_of(file), "minItems": 1}]
+        schema["anyOf"] += [file, {**_array_of(file), "minItems": 1}]
     return _described(schema, spec)
 
 
@@ -106,20 +106,16 @@ def _output(spec: TensorSpec) -> Json:
     element = _element(spec)
     if element["type"] == "number":
         element = {"type": ["number", "null"]}
-    return array_of(_nested(element, spec))
+    return _array_of(_nested(element, spec))
 
 
 def _one_or_many(schema: Json, about: str) -> Json:
-    return {"description": about, "anyOf": [{**array_of(schema), "minItems": 1}, schema]}
-
-
-def _row(spec: TensorSpec) -> Json:
-    return _nested(_element(spec), spec)
+    return {"description": about, "anyOf": [{**_array_of(schema), "minItems": 1}, schema]}
 
 
 def _nested(schema: Json, spec: TensorSpec) -> Json:
     for size in reversed(spec.shape):
-        schema = {**array_of(schema), "minItems": size, "maxItems": size}
+        schema = {**_array_of(schema), "minItems": size, "maxItems": size}
     return schema
 
 
@@ -144,25 +140,19 @@ SCHEMAS: Json = {
     "Error": object_of({"error": _TEXT}, about="What is wrong, and what to do."),
     "Ready": object_of({"ready": {"type": "boolean"}}),
     "ModelReady": object_of({"name": _TEXT, "ready": {"type": "boolean"}}),
-    "Server": object_of({"name": _TEXT, "version": _TEXT, "extensions": array_of(_TEXT)}),
-    "Datatype": {
-        "type": "string",
-        "enum": [
-            *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
-            *("FP16", "FP32", "FP64", "BF16", "BYTES"),
-        ],
-    },
+    "Server": object_of({"name": _TEXT, "version": _TEXT, "extensions": _array_of(_TEXT)}),
+    "Datatype": {"type": "string", "enum": [*DTYPES]},
     "TensorMetadata": object_of(
-        {"name": _TEXT, "datatype": ref("Datatype"), "shape": array_of({"type": "integer", "minimum": -1})},
+        {"name": _TEXT, "datatype": ref("Datatype"), "shape": _array_of({"type": "integer", "minimum": -1})},
         about="A tensor; -1 in its shape is any number of rows.",
     ),
     "Model": object_of(
         {
             "name": _TEXT,
-            "versions": array_of(_TEXT),
+            "versions": _array_of(_TEXT),
             "platform": _TEXT,
-            "inputs": array_of(ref("TensorMetadata")),
-            "outputs": array_of(ref("TensorMetadata")),
+            "inputs": _array_of(ref("TensorMetadata")),
+            "outputs": _array_of(ref("TensorMetadata")),
         }
     ),
     "TensorConfig": object_of(
@@ -175,8 +165,8 @@ SCHEMAS: Json = {
             "platform": _TEXT,
             "backend": _TEXT,
             "max_batch_size": _COUNT,
-            "input": array_of(ref("TensorConfig")),
-            "output": array_of(ref("TensorConfig")),
+            "input": _array_of(ref("TensorConfig")),
+            "output": _array_of(ref("TensorConfig")),
             "dynamic_batching": object_of({"preferred_batch_size": _SIZES}),
         },
         about="As Triton's clients ask for it; shapes are those of one row.",
@@ -190,10 +180,10 @@ SCHEMAS: Json = {
             "inference_count": {**_COUNT, "description": "Rows."},
             "execution_count": {**_COUNT, "description": "Batches."},
             "inference_stats": object_of({name: ref("Duration") for name in _TIMES}),
-            "batch_stats": array_of({"type": "object"}),
+            "batch_stats": _array_of({"type": "object"}),
         }
     ),
-    "Statistics": object_of({"model_stats": array_of(ref("ModelStatistics"))}),
+    "Statistics": object_of({"model_stats": _array_of(ref("ModelStatistics"))}),
     "IndexEntry": object_of(
         {
             "name": _TEXT,
@@ -202,7 +192,7 @@ SCHEMAS: Json = {
             "reason": {**_TEXT, "description": "Why it is not ready."},
         }
     ),
-    "Index": array_of(ref("IndexEntry")),
+    "Index": _array_of(ref("IndexEntry")),
     "InputTensor": object_of(
         {
             "name": _TEXT,
@@ -228,8 +218,8 @@ SCHEMAS: Json = {
                 "description": "seed, num_samples, timeout (microseconds), priority, binary_data_output, "
                 "and the options of the endpoint.",
             },
-            "inputs": array_of(ref("InputTensor")),
-            "outputs": {**array_of(ref("RequestedOutput")), "description": "Which; all by default."},
+            "inputs": _array_of(ref("InputTensor")),
+            "outputs": {**_array_of(ref("RequestedOutput")), "description": "Which; all by default."},
         },
         [],
         closed=True,
@@ -250,7 +240,7 @@ SCHEMAS: Json = {
             "model_version": _TEXT,
             "id": _TEXT,
             "parameters": {"type": "object", "additionalProperties": _VALUE},
-            "outputs": array_of(ref("OutputTensor")),
+            "outputs": _array_of(ref("OutputTensor")),
         },
         ["model_name", "outputs"],
     ),

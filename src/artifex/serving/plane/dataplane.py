@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from artifex.generative_models.core.errors import ArtifexError, InputError
-from artifex.serving.http.codec import InferRequest, InferResponse, Parameters
+from artifex.generative_models.core.keys import RowKeys
+from artifex.generative_models.inference.executor.jobs import Job
+from artifex.serving.plane.loaded_model import LoadedModel, ServedEndpoint, is_picture
 from artifex.serving.plane.pictures import decode_pictures
 from artifex.serving.plane.repository import Repository
+from artifex.serving.plane.requests import InferRequest, InferResponse, Parameters
 from artifex.serving.plane.seeds import MAX_SEED, FreshSeeds
-from artifex.serving.plane.served import LoadedModel, ServedEndpoint, is_picture
 from artifex.serving.plane.statuses import NotFoundError, NotReadyError, TooLargeError
 from artifex.serving.plane.tensors import as_dtype, short
 
@@ -28,22 +30,16 @@ class Call:
         request: The request.
         loaded: The model.
         endpoint: The endpoint.
-        inputs: Its inputs; scalars stand for all rows.
-        options: Static options.
-        num_rows: Rows in all.
+        job: What is to run.
         seed: None where nothing is drawn; one integer for all rows, or one a row.
-        key: Words of the seed's key, where they are known.
         timeout: Seconds until it is given up if none of its rows is under way.
     """
 
     request: InferRequest
     loaded: LoadedModel
     endpoint: ServedEndpoint
-    inputs: dict[str, Any]
-    options: dict[str, Any]
-    num_rows: int
+    job: Job
     seed: int | list[int] | None
-    key: np.ndarray | None
     timeout: float | None
 
     def submit(self, start: int = 0, stop: int | None = None) -> asyncio.Future[dict[str, np.ndarray]]:
@@ -53,23 +49,9 @@ class Call:
             start: The first row.
             stop: The row after the last; None is the end.
         """
-        stop = self.num_rows if stop is None else stop
-        inputs, seed = self.inputs, self.seed
-        if stop - start != self.num_rows:
-            inputs = {name: x[start:stop] if np.ndim(x) else x for name, x in inputs.items()}
-            seed = seed[start:stop] if isinstance(seed, list) else seed
+        job = self.job if stop is None else self.job.part(start, stop)
         try:
-            return self.loaded.batcher.submit_async(
-                self.endpoint.name,
-                inputs,
-                seed=seed if self.key is None else None,
-                key=self.key,
-                num_rows=stop - start,
-                first_row=0 if isinstance(seed, list) else start,
-                outputs=self.request.outputs,
-                timeout=self.timeout,
-                **self.options,
-            )
+            return self.loaded.batcher.submit_job(job, outputs=self.request.outputs, timeout=self.timeout)
         except InputError:
             self.loaded.refused[self.endpoint.name] += 1
             raise
@@ -148,15 +130,13 @@ class DataPlane:
 
     async def prepare(self, request: InferRequest) -> Call:
         """`call`, in a thread where that takes longer: to decode pictures, or to trace new options."""
-        if any(array.dtype == object for array in request.inputs.values()):
-            loaded, _ = self.find(request.model, request.version)
-            with loaded.in_use():
-                return await asyncio.to_thread(self.call, request)
-        call = self.call(request)
-        if call.options and not call.loaded.knows(call.endpoint.name, call.options):
-            with call.loaded.in_use():
-                await asyncio.to_thread(call.loaded.learn, call.endpoint.name, call.options)
-        return call
+        loaded, endpoint = self.find(request.model, request.version)
+        options = {name: request.parameters[name] for name in endpoint.options if name in request.parameters}
+        has_files = any(array.dtype == object for array in request.inputs.values())
+        if not has_files and loaded.knows(endpoint.name, options):
+            return self.call(request)
+        with loaded.in_use():
+            return await asyncio.to_thread(self.call, request)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Runs a request.
@@ -178,7 +158,7 @@ class DataPlane:
         parameters = dict(request.parameters)
         timeout = _timeout(parameters, self.timeout)
         seeds = _seeds(endpoint, given.pop("seed", None), parameters.pop("seed", None))
-        num_samples = parameters.pop("num_samples", None)
+        num_rows = self._num_rows(parameters.pop("num_samples", None), seeds)
         options = _options(endpoint, parameters)
         if parameters:
             drawing = ["seed", "num_samples"] if endpoint.draws else []
@@ -188,66 +168,67 @@ class DataPlane:
                 f"it takes {', '.join(known)}"
             )
         inputs = {name: self._input(loaded, endpoint, name, array) for name, array in given.items()}
-        num_rows = self._num_rows(endpoint, inputs, seeds, num_samples)
-        if num_rows > 1:
-            for name, array in inputs.items():
-                if endpoint.inputs[name].shape == () and array.ndim and len(array) == 1:
-                    inputs[name] = array[0]  # for all rows
+        if num_rows is None and not any(array.ndim for array in inputs.values()):
+            num_rows = 1
         seed: int | list[int] | None = None
-        key = None
+        keys = None
         if seeds is not None:
             seed = seeds[0] if len(seeds) == 1 else seeds
+            keys = RowKeys.of_seed(seed)
         elif endpoint.draws:
-            seed, key = self._fresh_seeds.draw()
-        return Call(request, loaded, endpoint, inputs, options, num_rows, seed, key, timeout)
+            seed, keys = self._fresh_seeds.draw()
+        loaded.learn(endpoint.name, options)
+        job = loaded.executor.check(
+            endpoint.name, inputs, keys=keys, num_rows=num_rows, values=False, **options
+        )
+        self._limit(job.num_rows)
+        return Call(request, loaded, endpoint, job, seed, timeout)
 
-    def _num_rows(
-        self, endpoint: ServedEndpoint, inputs: dict[str, np.ndarray], seeds: list[int] | None, wanted: Any
-    ) -> int:
-        """How many rows a request is for; what stands for all rows has one."""
-        per_row = [len(array) for name, array in inputs.items() if endpoint.inputs[name].shape]
-        shared = [array.size for name, array in inputs.items() if not endpoint.inputs[name].shape]
-        lengths = {*per_row, *(length for length in shared if length != 1)}
-        if seeds is not None and len(seeds) != 1:
-            lengths.add(len(seeds))
-        if wanted is not None:
-            if type(wanted) is not int or wanted < 1:
-                raise InputError(f"num_samples: expected a number from 1, got {short(wanted)}")
-            lengths.add(wanted)
-        if len(lengths) > 1:
-            raise InputError(f"{endpoint.name}: inputs of {sorted(lengths)} rows do not go together")
-        num_rows = lengths.pop() if lengths else 1
+    def _num_rows(self, wanted: Any, seeds: list[int] | None) -> int | None:
+        """How many rows a request is for, where that is said other than by its inputs."""
+        if wanted is not None and (type(wanted) is not int or wanted < 1):
+            raise InputError(f"num_samples: expected a number from 1, got {short(wanted)}")
+        if wanted is None and seeds is not None and len(seeds) > 1:
+            wanted = len(seeds)
+        self._limit(wanted or 1)
+        return wanted
+
+    def _limit(self, num_rows: int) -> None:
         if num_rows > self.max_rows:
             raise TooLargeError(
                 f"{num_rows} rows in one request; this server takes {self.max_rows}: send them in parts"
             )
-        return num_rows
 
     def _input(
         self, loaded: LoadedModel, endpoint: ServedEndpoint, name: str, array: np.ndarray
     ) -> np.ndarray:
-        """An input in the form that the executor takes."""
+        """An input as an array, before the executor checks it."""
         spec = endpoint.inputs.get(name)
         if spec is None:
             raise InputError(
                 f"{endpoint.name}: unknown input {short(name)}; it takes {', '.join(endpoint.inputs)}"
             )
-        if spec.shape == () and array.ndim == 2 and array.shape[1] == 1:
-            array = array[:, 0]  # the way of clients that give every tensor two axes
-        if not array.ndim and spec.shape:
+        if spec.shape == ():
+            if array.ndim == 2 and array.shape[1] == 1:
+                array = array[:, 0]  # the way of clients that give every tensor two axes
+            if array.shape == (1,):
+                array = array[0, ...]  # for all rows
+        elif not array.ndim:
             raise InputError(f"{endpoint.name}: {name}: expected shape {[-1, *spec.shape]}, got []")
         if array.dtype == object:
             if not is_picture(spec):
                 raise InputError(f"{endpoint.name}: {name}: expected numbers, got BYTES")
-            if array.size > self.max_rows:
-                raise TooLargeError(f"{array.size} rows in one request; this server takes {self.max_rows}")
+            self._limit(array.size)
             array = decode_pictures(name, array.reshape(-1), spec)
-        if array.dtype == np.uint8 and is_picture(spec):
-            return np.asarray(loaded.pipeline.preprocess_fn(array))
         dtype = np.dtype(spec.dtype)
-        if array.dtype == dtype or array.dtype.kind == "b" or (array.dtype.kind, dtype.kind) == ("f", "i"):
-            return array  # as it should be, or for the executor to refuse
-        return as_dtype(name, array, dtype)
+        is_pixels = array.dtype == np.uint8 and is_picture(spec)
+        # What the executor refuses is left to it.
+        is_refused = array.dtype.kind == "b" or (array.dtype.kind, dtype.kind) == ("f", "i")
+        if not (is_pixels or is_refused):
+            array = as_dtype(name, array, dtype)
+        if is_picture(spec) and array.ndim == 1 + len(spec.shape):
+            array = np.asarray(loaded.pipeline.preprocess_fn(array))
+        return array
 
 
 def _options(endpoint: ServedEndpoint, parameters: Parameters) -> dict[str, Any]:

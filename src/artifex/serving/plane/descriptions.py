@@ -6,7 +6,7 @@ from typing import Any
 
 from artifex import __version__
 from artifex.serving.plane.dataplane import DataPlane
-from artifex.serving.plane.served import LoadedModel
+from artifex.serving.plane.loaded_model import LoadedModel
 
 EXTENSIONS = ["binary_tensor_data", "generate", "model_repository", "schedule_policy", "statistics"]
 PLATFORM = "jax"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,6 +13,7 @@ from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.images import (
     PictureGrid,
+    decode_ahead,
     decode_picture,
     denormalize_images,
     encode_png,
@@ -35,14 +37,17 @@ def decode_pictures(
     Raises:
         InputError: One is no picture, or of another size.
     """
-    pictures = []
-    for row, file in enumerate(files):
+
+    def decode(numbered: tuple[int, bytes]) -> np.ndarray:
+        row, file = numbered
         if file.startswith(_BASE64_STARTS):
             try:
                 file = base64.b64decode(file.rpartition(b",")[2], validate=True)
             except binascii.Error as error:
                 raise InputError(f"{name}: row {row} is not base64: {error}") from error
-        pictures.append(decode_picture(file, spec.shape, name=f"{name}: row {row}", resize=resize))
+        return decode_picture(file, spec.shape, name=f"{name}: row {row}", resize=resize)
+
+    pictures = list(decode_ahead(enumerate(files), decode, math.prod(spec.shape)))
     if not pictures:
         raise InputError(f"{name}: expected at least one picture")
     return np.stack(pictures)

@@ -8,94 +8,21 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from artifex.generative_models.core.errors import ArtifexError, InputError
 from artifex.generative_models.inference.batching.stats import BatcherStats
-from artifex.generative_models.inference.formats.fingerprint import stat_of, stats_under
-from artifex.generative_models.inference.formats.loading import find_model, latest_step, read_metadata
-from artifex.generative_models.inference.pipeline import InferencePipeline, load_cached_pipeline
 from artifex.serving.observe.events import log_event
-from artifex.serving.plane.served import LoadedModel, ServedEndpoint
+from artifex.serving.observe.metrics import ModelCounters
+from artifex.serving.plane.loaded_model import LoadedModel, ServedEndpoint
+from artifex.serving.plane.origins import Source
 from artifex.serving.plane.statuses import NotFoundError, NotReadyError, UnloadableError
 
 _TAKEN = ("infer", "stats")  # by paths of the protocol
 _MAX_VERSIONS = 8  # whose counters are kept
 _SECONDS_BETWEEN_LINES = 1.0
-_MAX_ATTEMPTS = 5  # to read an export that is replaced at the same time
-
 
 Counters = dict[str, dict[str, BatcherStats]]  # by version and endpoint
-
-
-class Source(Protocol):
-    """Where a model comes from."""
-
-    def identity(self) -> Any:
-        """Something that differs when there is something new to load."""
-        ...
-
-    def open(self) -> tuple[InferencePipeline, str]:
-        """The model and its version."""
-        ...
-
-
-@dataclass(frozen=True)
-class ExportSource:
-    """An export directory, or a bundled model; the latest step of its checkpoints.
-
-    Args:
-        path: The directory, or the bundled model's name.
-        batch_size: The largest batch; None is what `tune` found, or 64.
-        dtype: Dtype of the computation.
-    """
-
-    path: Path
-    batch_size: int | None = None
-    dtype: str | None = None
-
-    def identity(self) -> Any:
-        """The looks of all files."""
-        path = find_model(self.path)
-        # Where a directory in it is a link, what it leads to is told by its steps alone.
-        return stats_under(path) or [stat_of(path / "metadata.json"), latest_step(path)]
-
-    def open(self) -> tuple[InferencePipeline, str]:
-        """Restores the model; again, if it is replaced at the same time."""
-        for attempt in range(_MAX_ATTEMPTS):
-            before = self.identity()
-            try:
-                opened = self._open()
-            except (ArtifexError, OSError):
-                if self.identity() == before or attempt == _MAX_ATTEMPTS - 1:
-                    raise
-            else:
-                if self.identity() == before:
-                    return opened
-        raise UnloadableError(f"{self.path} changes all the time")
-
-    def _open(self) -> tuple[InferencePipeline, str]:
-        path = find_model(self.path)
-        named, latest = read_metadata(path)["step"], latest_step(path)
-        step = None if latest == named else latest
-        pipeline = load_cached_pipeline(path, batch_size=self.batch_size, dtype=self.dtype, step=step)
-        return pipeline, str(named if step is None else step)
-
-
-@dataclass(frozen=True)
-class PipelineSource:
-    """A model that is in memory already."""
-
-    pipeline: InferencePipeline
-
-    def identity(self) -> Any:
-        """There is never anything new."""
-        return id(self.pipeline)
-
-    def open(self) -> tuple[InferencePipeline, str]:
-        """The pipeline; its version is its metadata's step, or 1."""
-        return self.pipeline, str(self.pipeline.metadata.get("step", 1))
 
 
 @dataclass
@@ -123,13 +50,15 @@ class Entry:
     retired: Counters = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def counters(self) -> Counters:
-        """What all its states did, by version and endpoint; none of it ever becomes less."""
+    def counters(self) -> ModelCounters:
+        """What all its states did; none of it ever becomes less."""
         totals = {version: dict(by_endpoint) for version, by_endpoint in self.retired.items()}
         for loaded in (*self.draining, self.loaded):
             if loaded is not None:
                 _add(totals, loaded)
-        return totals
+        if self.loaded is None:
+            return ModelCounters(self.name, totals, None, 0)
+        return ModelCounters(self.name, totals, self.loaded.version, self.loaded.executor.compile_count)
 
 
 class Repository:
@@ -180,9 +109,7 @@ class Repository:
         entry, endpoint = self.entries.get(name), "generate"
         if entry is None:
             model, _, endpoint = name.rpartition(".")
-            entry = self.entries.get(model)
-        if entry is None:
-            raise NotFoundError(f"unknown model {name[:100]!r}; there are {', '.join(self.entries)}")
+            entry = self.entries.get(model) or self._entry(name)
         loaded = entry.loaded
         if loaded is None:
             raise NotReadyError(f"{entry.name} is not ready: {entry.reason}")

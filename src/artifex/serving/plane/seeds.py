@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
-
-from artifex.generative_models.core.endpoint import sample_keys_data
+from artifex.generative_models.core.keys import RowKeys, default_key_impl, seed_words
 
 MAX_SEED = 2**32 - 1
 _NUM_AHEAD = 256
@@ -17,13 +15,14 @@ class FreshSeeds:
 
     def __init__(self) -> None:
         self._random = random.Random()
-        self._ahead: list[tuple[int, np.ndarray]] = []
+        self._ahead: list[tuple[int, RowKeys]] = []
 
-    def draw(self) -> tuple[int, np.ndarray]:
-        """A seed from 0 to `MAX_SEED`, and the words of its key."""
+    def draw(self) -> tuple[int, RowKeys]:
+        """A seed from 0 to `MAX_SEED`, and what the keys of its samples are derived from."""
         while True:
             try:
                 return self._ahead.pop()
             except IndexError:  # and not a look beforehand, since there may be other threads
                 seeds = [self._random.getrandbits(32) for _ in range(_NUM_AHEAD)]
-                self._ahead.extend(zip(seeds, sample_keys_data(seeds), strict=True))
+                impl, words = default_key_impl(), seed_words(seeds)
+                self._ahead += [(seed, RowKeys(impl, row)) for seed, row in zip(seeds, words, strict=True)]

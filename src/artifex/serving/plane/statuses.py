@@ -19,6 +19,7 @@ from artifex.generative_models.core.errors import (
     InputError,
     Overloaded,
 )
+from artifex.serving.observe.events import log_event
 
 
 class UnauthorizedError(ArtifexError):
@@ -68,8 +69,8 @@ def explain(error: Exception) -> tuple[int, str, str]:
     """An error as the protocols tell it.
 
     Args:
-        error: Any exception. What is not raised on purpose is told as an internal error and nothing else,
-            since its words are for the server's log.
+        error: Any exception. What is not raised on purpose goes to the server's log, and is told as an
+            internal error and nothing else.
 
     Returns:
         The HTTP status, the name of the gRPC status, and the message.
@@ -77,4 +78,5 @@ def explain(error: Exception) -> tuple[int, str, str]:
     for kind in type(error).__mro__:
         if kind in _STATUS:
             return *_STATUS[kind], str(error)
+    log_event("internal error", error)
     return 500, "INTERNAL", "internal error; the server's log tells more"

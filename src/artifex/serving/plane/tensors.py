@@ -13,7 +13,7 @@ import numpy as np
 
 from artifex.generative_models.core.errors import InputError
 
-_DTYPES = {
+DTYPES = {
     "BOOL": np.dtype(np.bool_),
     **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
@@ -21,7 +21,7 @@ _DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "BYTES": np.dtype(object),
 }
-_DATATYPES = {dtype: datatype for datatype, dtype in _DTYPES.items()}
+_DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
 _TYPES: dict[str, type] = {"b": bool, "O": str}  # in JSON, by kind of dtype
 # Of the array module: what holds the numbers of a dtype exactly.
 _CODES = {
@@ -50,9 +50,9 @@ def dtype_of(name: str, datatype: Any) -> np.dtype[Any]:
     Raises:
         InputError: There is no such datatype.
     """
-    dtype = _DTYPES.get(datatype) if isinstance(datatype, str) else None
+    dtype = DTYPES.get(datatype) if isinstance(datatype, str) else None
     if dtype is None:
-        raise InputError(f"{name}: unknown datatype {short(datatype)}; there are {', '.join(_DTYPES)}")
+        raise InputError(f"{name}: unknown datatype {short(datatype)}; there are {', '.join(DTYPES)}")
     return dtype
 
 

@@ -8,23 +8,20 @@ import weakref
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from artifex.generative_models.core.endpoint import Model, sample_key
+from artifex.generative_models.core.endpoint import Model
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.batching.futures import LoopFuture, OutputsFuture, deliver
 from artifex.generative_models.inference.batching.queue import Outputs, Request, RequestQueue
 from artifex.generative_models.inference.batching.scheduler import Scheduler
 from artifex.generative_models.inference.batching.stats import BatcherStats
-from artifex.generative_models.inference.executor.executor import Executor, Inputs, executor_for
-from artifex.generative_models.inference.offline.batch import sampling_inputs
+from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.executor.jobs import Inputs, Job
+from artifex.generative_models.inference.executor.shared import executor_for
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from flax import nnx
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float, Key
+    from jaxtyping import Array, Key
 
 
 class Batcher:
@@ -142,7 +139,7 @@ class Batcher:
         inputs: Inputs | None = None,
         *,
         seed: int | Sequence[int] | None = None,
-        key: Key[Array, ""] | np.ndarray | None = None,
+        key: Key[Array, ""] | None = None,
         keys: Key[Array, " rows"] | None = None,
         num_rows: int | None = None,
         first_row: int = 0,
@@ -169,6 +166,24 @@ class Batcher:
             values=False,
             **options,
         )
+        return self.submit_job(job, outputs=outputs, timeout=timeout)
+
+    def submit_job(
+        self, job: Job, *, outputs: Iterable[str] | None = None, timeout: float | None = None
+    ) -> asyncio.Future[Outputs]:
+        """`submit_async` of what `Executor.check` has checked already.
+
+        Args:
+            job: The call.
+            outputs: As for `submit`.
+            timeout: As for `submit`.
+
+        Raises:
+            InputError: An unknown output, a negative timeout, or more than the queue ever holds.
+            Overloaded: The queue is full.
+            ClosedError: The batcher is closed.
+            RuntimeError: No event loop runs in this thread.
+        """
         request = Request(job, outputs, timeout)
         request.future = future = LoopFuture(loop=asyncio.get_running_loop())
         future.scheduler, future.request = self._scheduler, request
@@ -195,60 +210,6 @@ class Batcher:
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self.close(drain=error is None)
-
-
-class AsyncInferenceServer:
-    """A model for the coroutines of one process: concurrent requests are batched.
-
-    Results are NumPy arrays: to make a JAX array of one costs more than to compute it. Cancelling a task that
-    awaits a result drops its request. Shut it down when done, or use it in an `async with` block.
-
-    Args:
-        model: A model with endpoints, or an executor of one.
-        max_workers: Batches under way at once.
-
-    Raises:
-        InputError: `max_workers` below 1. All methods raise what `Batcher.submit` does, when awaited.
-    """
-
-    def __init__(self, model: Model | Executor, max_workers: int = 4):
-        self.batcher = Batcher(model, max_in_flight=max_workers)
-
-    async def encode_async(self, images: ArrayLike) -> Float[np.ndarray, "rows latent"]:
-        """Encodes pictures [rows, H, W, C] to the means of their posteriors."""
-        return (await self.batcher.submit_async("encode", {"x": images}, outputs=("mean",)))["mean"]
-
-    async def decode_async(self, latents: ArrayLike) -> Float[np.ndarray, "rows h w c"]:
-        """Decodes latents [rows, latent]."""
-        return (await self.batcher.submit_async("decode", {"z": latents}))["x"]
-
-    async def reconstruct_async(self, images: ArrayLike) -> Float[np.ndarray, "rows h w c"]:
-        """Encodes and decodes pictures [rows, H, W, C]."""
-        return (await self.batcher.submit_async("reconstruct", {"x": images}))["x"]
-
-    async def generate_async(
-        self, num_samples: int, rngs: nnx.Rngs, *, temperature: float = 1.0
-    ) -> Float[np.ndarray, "rows h w c"]:
-        """Draws samples: those of `batch_generate_samples` with the same generators.
-
-        Args:
-            num_samples: How many, from 1.
-            rngs: Random number generators; one `sample` key is drawn.
-            temperature: Standard deviation of the prior's noise, from 0; 1 is the model's own.
-        """
-        inputs = sampling_inputs(self.batcher.executor, num_samples, temperature)
-        outputs = self.batcher.submit_async("generate", inputs, key=sample_key(rngs), num_rows=num_samples)
-        return (await outputs)["x"]
-
-    def shutdown(self) -> None:
-        """Finishes what was asked for and refuses what is new."""
-        self.batcher.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
-        await asyncio.to_thread(self.batcher.close, drain=error is None)
 
 
 _shared: weakref.WeakValueDictionary[int, Batcher] = weakref.WeakValueDictionary()

@@ -15,6 +15,7 @@ from artifex.generative_models.core.errors import ClosedError, DeadlineExceededE
 from artifex.generative_models.inference.batching.queue import Outputs, Request, RequestQueue, Span
 from artifex.generative_models.inference.batching.stats import BatcherStats
 from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.executor.jobs import merged
 
 Answer = tuple[Request, Outputs | Exception]
 
@@ -251,8 +252,8 @@ class Scheduler:
         """
         begin = time.perf_counter()
         try:
-            job = self.executor.merge([(request.job, start, stop) for request, start, stop in batch])
-            merged = time.perf_counter()
+            job = merged([(request.job, start, stop) for request, start, stop in batch])
+            joined = time.perf_counter()
             outputs = self.executor.run(job)
         except Exception as error:  # whatever it is, it goes to the request that it belongs to
             failed = _not_finite(batch) if isinstance(error, InputError) else {}
@@ -271,8 +272,8 @@ class Scheduler:
             except Exception as error:  # such as no memory for this one's answer: the others have theirs
                 answers.append((request, error))
             first += stop - start
-        clock.input += merged - begin
-        clock.infer += ran - merged
+        clock.input += joined - begin
+        clock.infer += ran - joined
         clock.output += time.perf_counter() - ran
         return answers
 
@@ -283,7 +284,7 @@ class Scheduler:
             return {name: batch[name][first:last].copy() for name in request.wanted}
         with self._lock:
             if request.outputs is None:
-                request.outputs = request.job.program.allocate(request.job.num_rows, request.wanted)
+                request.outputs = request.job.allocate(request.wanted)
             outputs = request.outputs
         for name, output in outputs.items():
             output[start:stop] = batch[name][first:last]

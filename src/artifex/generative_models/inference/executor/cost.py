@@ -24,13 +24,12 @@ class Cost:
     weight_bytes: int = 0
 
 
-def cost_of(executable: jax.stages.Compiled, weight_bytes: int, num_parts: int) -> Cost:
+def cost_of(executable: jax.stages.Compiled, weight_bytes: int) -> Cost:
     """Asks a compiled executable for its cost.
 
     Args:
         executable: The executable.
         weight_bytes: Bytes of those of its arguments that are weights.
-        num_parts: Times that its loop over micro-batches runs, which the compiler's account takes once.
     """
     analysis = executable.cost_analysis() or {}
     memory = executable.memory_analysis()
@@ -42,5 +41,4 @@ def cost_of(executable: jax.stages.Compiled, weight_bytes: int, num_parts: int) 
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    flops, accessed = (num_parts * analysis.get(name, 0.0) for name in ("flops", "bytes accessed"))
-    return Cost(flops, accessed, held, weight_bytes)
+    return Cost(analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0), held, weight_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,41 +13,75 @@ import numpy as np
 
 from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.generative_models.core.errors import InputError, InputTypeError
+from artifex.generative_models.core.keys import MAX_ROWS, RowKeys, packed_keys
+from artifex.generative_models.inference.executor.program import Program
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike, DTypeLike
     from jaxtyping import Array
 
-    from artifex.generative_models.inference.executor.executor import Program
-
-MAX_ROWS = 2**32 - 1  # row numbers are uint32; the last one marks a row that brings its own key
-OWN_KEY = np.uint32(MAX_ROWS)
+Inputs = Mapping[str, Any]
 
 
 @dataclass(slots=True)
 class Job:
-    """The checked rows of one call, or of one chunk of a stream."""
+    """The checked rows of one call, or of one chunk of a stream.
+
+    Args:
+        program: What runs them.
+        num_rows: How many.
+        inputs: Arrays [rows, ...] by name.
+        keys: What their keys are derived from; None where nothing is drawn.
+        first_row: Number of the first row, for people.
+        is_finite: Whether its inputs were looked through already.
+        weights: What it runs with, once it is about to.
+    """
 
     program: Program
     num_rows: int
     inputs: dict[str, Any]
-    key_data: np.ndarray | None  # [words], or [rows, words] where rows bring their own keys
-    first_row: int | np.ndarray  # number of the first row, or of each
-    is_finite: bool = False  # whether its inputs were looked through already
+    keys: RowKeys | None
+    first_row: int = 0
+    is_finite: bool = False
+    weights: Sequence[Array] = ()
 
     @property
     def num_bytes(self) -> int:
         """Bytes that its inputs and outputs take on the host."""
         return self.num_rows * self.program.bytes_per_row
 
+    def part(self, start: int, stop: int) -> Job:
+        """Rows `start` to `stop`."""
+        inputs = {name: rows[start:stop] for name, rows in self.inputs.items()}
+        keys = None if self.keys is None else self.keys.part(start, stop)
+        return Job(self.program, stop - start, inputs, keys, self.first_row + start, self.is_finite)
+
+    def pieces(self, outputs: dict[str, np.ndarray], start: int = 0, stop: int = 0) -> Iterator[Piece]:
+        """Cuts rows into batches; the batch sizes may fall in the meantime.
+
+        Args:
+            outputs: Where results go, by name.
+            start: The first row.
+            stop: The one after the last; 0 is the end.
+        """
+        stop = stop or self.num_rows
+        while start < stop:
+            end = min(start + self.program.max_batch_size, stop)
+            yield Piece(self, start, end, self.program.batch_size_for(end - start), outputs)
+            start = end
+
+    def allocate(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Arrays for its outputs, all or those named."""
+        specs = self.program.outputs
+        return {
+            name: aligned_empty((self.num_rows, *specs[name].shape), specs[name].dtype)
+            for name in (specs if names is None else names)
+        }
+
     def arguments(self, start: int, stop: int, size: int) -> list[Any]:
         """What the executable takes after the weights: a slice, padded to a batch size."""
-        inputs = [self._input(name, start, stop, size) for name in self.program.endpoint.inputs]
-        return [*self.identity(start, stop, size), *inputs] if self.program.needs_keys else inputs
-
-    def identity(self, start: int, stop: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """The words of each row's key, and the row's number; padded to a batch size."""
-        return identities([(self, start, stop)], size)
+        inputs = [self._input(name, start, stop, size) for name in self.program.inputs]
+        return inputs if self.keys is None else [packed_keys([(self.keys, start, stop)], size), *inputs]
 
     def _input(self, name: str, start: int, stop: int, size: int) -> Any:
         array = self.inputs[name]
@@ -56,54 +90,24 @@ class Job:
                 return array
             array = np.asarray(array)
         rows = array[start : start + size]  # those past `stop`, if any, serve as padding
-        return padded(rows, size, self.program.endpoint.inputs[name].dtype)
+        return padded(rows, size, self.program.inputs[name].dtype)
 
     def check_finite(self, start: int, stop: int) -> None:
-        """Looks through rows for NaNs and infinities."""
+        """Looks through rows for NaNs and infinities.
+
+        Raises:
+            InputError: There is one; it says in which row.
+        """
         for name, array in self.inputs.items():
-            if isinstance(array, jax.Array) and not self.program.on_cpu:
+            if isinstance(array, jax.Array) and not self.program.place.on_cpu:
                 continue  # looking would wait for it to come back from the accelerator
             part = array[start:stop] if isinstance(array, np.ndarray) else np.asarray(array)[start:stop]
             if part.dtype.kind not in "iub" and np.count_nonzero(finite := np.isfinite(part)) < part.size:
-                first = self.first_row if isinstance(self.first_row, int) else 0
-                row = first + start + int(np.argmin(finite.reshape(len(part), -1).all(axis=1)))
+                row = self.first_row + start + int(np.argmin(finite.reshape(len(part), -1).all(axis=1)))
                 raise InputError(f"{self.program.name}: {name}: row {row} has a NaN or infinite value")
 
 
 Part = tuple[Job, int, int]  # rows from a start to a stop of a job
-
-
-def joined(name: str, spec: TensorSpec, parts: Sequence[Part], missing: int) -> np.ndarray:
-    """An input's rows from several calls, and so many of zeros."""
-    slices = [job.inputs[name][start:stop] for job, start, stop in parts]
-    if missing:
-        slices.append(np.zeros((missing, *spec.shape), spec.dtype))
-    if len(slices) == 1:
-        return slices[0]
-    # Unlike NumPy's ways to copy, joining small buffers keeps the interpreter's lock: to give it up for each
-    # row to a thread that waits for it costs more than the copy.
-    buffers = slices if np.dtype(spec.dtype).isbuiltin == 1 else [rows.view(np.uint8) for rows in slices]
-    return np.frombuffer(b"".join(buffers), spec.dtype).reshape(-1, *spec.shape)
-
-
-def identities(parts: Sequence[Part], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The words of the keys of several calls' rows, and the rows' numbers; zeros up to a size."""
-    keys = np.zeros((size, parts[0][0].program.key_words), np.uint32)
-    numbers = np.zeros(size, np.uint32)
-    first = 0
-    for job, start, stop in parts:
-        assert job.key_data is not None
-        last = first + stop - start
-        own_keys = job.key_data.ndim == 2
-        keys[first:last] = job.key_data[start:stop] if own_keys else job.key_data
-        if isinstance(job.first_row, np.ndarray):
-            numbers[first:last] = job.first_row[start:stop]
-        elif own_keys:
-            numbers[first:last] = OWN_KEY
-        else:
-            numbers[first:last] = np.arange(job.first_row + start, job.first_row + stop)
-        first = last
-    return keys, numbers
 
 
 @dataclass(slots=True)
@@ -116,10 +120,134 @@ class Piece:
     size: int
     outputs: dict[str, np.ndarray]
 
+    @property
+    def is_last(self) -> bool:
+        """Whether its job is done when it has run."""
+        return 0 < self.stop == self.job.num_rows
+
     def write(self, results: Mapping[str, Array]) -> None:
         """Waits for a batch's results and copies them to where they go."""
         for name, output in self.outputs.items():
             output[self.start : self.stop] = np.asarray(results[name])[: self.stop - self.start]
+
+
+def checked(
+    program: Program,
+    inputs: Inputs | None,
+    num_rows: int | None,
+    *,
+    key: Any = None,
+    keys: Any = None,
+    seed: int | Sequence[int] | None = None,
+    first_row: int = 0,
+) -> Job:
+    """Checks what a caller gives and puts it into the form that pieces are cut from.
+
+    Args:
+        program: What is to run.
+        inputs: As for a call of the executor.
+        num_rows: As for a call of the executor.
+        key: Of the whole job, as for `RowKeys.of_key`. Exactly one of three, where anything is drawn.
+        keys: One a row, as for `RowKeys.of_keys`, or `RowKeys`.
+        seed: As for `RowKeys.of_seed`.
+        first_row: Number of the first row, where this is a part of a longer job.
+
+    Raises:
+        InputError: An unknown or missing input, a wrong shape, unequal or too many rows, or not one key.
+        InputTypeError: A wrong dtype.
+    """
+    name = program.name
+    if first_row < 0:
+        raise InputError(f"{name}: first_row: expected a row number from 0, got {first_row}")
+    inputs = inputs or {}
+    for input_name in inputs:
+        if input_name not in program.inputs:
+            raise InputError(f"{name}: unknown input {input_name!r}; it takes {', '.join(program.inputs)}")
+    arrays: dict[str, Any] = {}
+    scalars: dict[str, float] = {}
+    for input_name, spec in program.inputs.items():
+        value = inputs.get(input_name, spec.default)
+        if value is None:
+            raise InputError(f"{name}: missing input {input_name!r}, rows of {spec.shape}")
+        if spec.shape == () and np.ndim(value) == 0:
+            scalars[input_name] = _checked_scalar(name, input_name, spec, value)
+            continue
+        array = _checked_array(name, input_name, spec, value)
+        if num_rows is None:
+            num_rows = len(array)
+        elif num_rows != len(array):
+            raise InputError(f"{name}: {input_name} has {len(array)} rows where {num_rows} were expected")
+        arrays[input_name] = array if isinstance(array, np.ndarray) else _as_pieces_need(program, array, spec)
+    if num_rows is None and keys is not None:
+        num_rows = keys.num_rows if isinstance(keys, RowKeys) else len(keys)
+    if num_rows is None:
+        raise InputError(f"{name}: pass num_rows=, since no input tells the number of rows")
+    if not 1 <= num_rows <= MAX_ROWS - first_row:
+        raise InputError(f"{name}: expected at least one row and at most {MAX_ROWS}, got {num_rows}")
+    for input_name, number in scalars.items():
+        arrays[input_name] = np.full(num_rows, number, program.inputs[input_name].dtype)
+    given: RowKeys | None = None
+    if program.needs_keys:
+        given = row_keys(program, num_rows, key=key, keys=keys, seed=seed, first_row=first_row)
+    return Job(program, num_rows, arrays, given, first_row)
+
+
+def row_keys(
+    program: Program,
+    num_rows: int | None,
+    *,
+    key: Any = None,
+    keys: Any = None,
+    seed: int | Sequence[int] | None = None,
+    first_row: int = 0,
+) -> RowKeys:
+    """The one form of what a caller gives to derive keys from; its arguments are those of `checked`."""
+    if (key is not None) + (keys is not None) + (seed is not None) != 1:
+        raise InputError(
+            f"{program.name} draws random numbers: pass either key= or keys=; a Batcher takes seed= too"
+        )
+    if seed is not None:
+        given = RowKeys.of_seed(seed, first_row)
+    elif key is not None:
+        given = RowKeys.of_key(key, first_row)
+    else:
+        given = keys if isinstance(keys, RowKeys) else RowKeys.of_keys(keys)
+    if given.impl != program.key_impl:
+        raise InputError(f"{program.name}: expected {program.key_impl} keys, got {given.impl} ones")
+    if None not in (given.num_rows, num_rows) and given.num_rows != num_rows:
+        what = "keys" if seed is None else "seeds"
+        raise InputError(f"{program.name}: got {given.num_rows} {what} for {num_rows} rows")
+    return given
+
+
+def merged(parts: Sequence[Part]) -> Job:
+    """Puts rows of several checked calls of one program together, padded to a batch size if they fit one.
+
+    Args:
+        parts: The rows.
+    """
+    program = parts[0][0].program
+    num_rows = sum([stop - start for _, start, stop in parts])
+    fits = num_rows <= program.max_batch_size
+    missing = program.batch_size_for(num_rows) - num_rows if fits else 0
+    inputs = {name: _joined(name, spec, parts, missing) for name, spec in program.inputs.items()}
+    is_finite = all(job.is_finite for job, _, _ in parts)
+    if not program.needs_keys:
+        return Job(program, num_rows, inputs, None, is_finite=is_finite)
+    keyed = [(job.keys, start, stop) for job, start, stop in parts if job.keys is not None]
+    keys = RowKeys(program.key_impl, packed_keys(keyed, num_rows))
+    return Job(program, num_rows, inputs, keys, is_finite=is_finite)
+
+
+def without_rows(program: Program, keys: RowKeys | None = None) -> Job:
+    """A job without rows, to run batches of others with.
+
+    Args:
+        program: What runs.
+        keys: Any of the job, where it draws.
+    """
+    inputs = {name: np.empty((0, *spec.shape), spec.dtype) for name, spec in program.inputs.items()}
+    return Job(program, 0, inputs, keys, is_finite=True)
 
 
 def padded(rows: np.ndarray, size: int, dtype: DTypeLike) -> np.ndarray:
@@ -139,7 +267,26 @@ def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     return buffer[start : start + size].view(dtype).reshape(shape)
 
 
-def checked_array(endpoint: str, name: str, spec: TensorSpec, value: ArrayLike) -> Any:
+def _joined(name: str, spec: TensorSpec, parts: Iterable[Part], missing: int) -> np.ndarray:
+    """An input's rows from several calls, and so many of zeros."""
+    slices = [job.inputs[name][start:stop] for job, start, stop in parts]
+    if missing:
+        slices.append(np.zeros((missing, *spec.shape), spec.dtype))
+    if len(slices) == 1:
+        return slices[0]
+    # Unlike NumPy's ways to copy, joining small buffers keeps the interpreter's lock: to give it up for each
+    # row to a thread that waits for it costs more than the copy.
+    buffers = slices if np.dtype(spec.dtype).isbuiltin == 1 else [rows.view(np.uint8) for rows in slices]
+    return np.frombuffer(b"".join(buffers), spec.dtype).reshape(-1, *spec.shape)
+
+
+def _as_pieces_need(program: Program, array: jax.Array, spec: TensorSpec) -> jax.Array | np.ndarray:
+    """Leaves an array on the device if it is a whole batch; others are cut on the host."""
+    as_it_is = array.shape[0] in program.batch_sizes and array.dtype == spec.dtype
+    return program.place.to_rows(array) if as_it_is else np.asarray(array)
+
+
+def _checked_array(endpoint: str, name: str, spec: TensorSpec, value: ArrayLike) -> Any:
     """An input as a NumPy or JAX array of the specified shape and kind of dtype."""
     array = value if isinstance(value, (np.ndarray, jax.Array)) else np.asarray(value)
     shape = array.shape
@@ -158,7 +305,7 @@ def checked_array(endpoint: str, name: str, spec: TensorSpec, value: ArrayLike) 
     raise InputError(f"{wanted}, got shape {shape}{remedy}")
 
 
-def checked_scalar(endpoint: str, name: str, spec: TensorSpec, value: Any) -> float:
+def _checked_scalar(endpoint: str, name: str, spec: TensorSpec, value: Any) -> float:
     """One finite number that stands for all rows."""
     dtype = np.dtype(spec.dtype)
     if type(value) is float and dtype.kind == "f" and math.isfinite(value):

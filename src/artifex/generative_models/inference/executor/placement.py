@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,14 +11,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from artifex.generative_models.core.devices import DeviceManager
-from artifex.generative_models.core.errors import ArtifexError, InputError, LostProcessError
-from artifex.generative_models.core.processes import exchange
+from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.sharding import AxisNames, Shard, WeightLayout
 
 if TYPE_CHECKING:
     from jaxtyping import Array
-
-_ENDED, _FAILED = -1, -2  # in place of a number of rows
 
 
 class Placement:
@@ -62,6 +57,8 @@ class Placement:
             self.local_rows = NamedSharding(local, PartitionSpec("data"))
             self._local_everywhere = NamedSharding(local, PartitionSpec())
         self.devices: list[Any] = sorted(self.rows.device_set, key=lambda device: device.id)
+        self.on_cpu = any(device.platform == "cpu" for device in self.devices)
+        self._only_one = jax.default_backend() == "cpu" and len(jax.devices()) == 1
 
     def _take_part(self, mesh: Mesh) -> None:
         axis = mesh.axis_names.index("data")
@@ -106,6 +103,25 @@ class Placement:
         host = np.asarray(weight)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
+    def rows_of_this_process(self, num_rows: int, size: int) -> range:
+        """Which rows of a job this process feeds: whole batches, shared out equally; the last gets the rest.
+
+        Args:
+            num_rows: Rows of the whole job.
+            size: Rows of a batch.
+        """
+        full = num_rows // size
+        share = -(-full // self.num_parts)
+        start = size * min(self.part * share, full)
+        is_last = self.part == self.num_parts - 1
+        return range(start, num_rows if is_last else size * min((self.part + 1) * share, full))
+
+    def to_rows(self, batch: jax.Array) -> jax.Array | np.ndarray:
+        """Puts a whole batch that is on some device where an executable takes it from."""
+        if self.spans_processes:
+            return np.asarray(batch)
+        return batch if self._only_one or batch.sharding == self.rows else jax.device_put(batch, self.rows)
+
     def put_rows(self, rows: np.ndarray) -> Any:
         """What an executable takes for this process's rows [rows, ...] of a batch."""
         if not self.spans_processes:
@@ -125,67 +141,3 @@ class Placement:
         """Hands host rows [rows, ...] to this process's devices; over the mesh where they divide."""
         divides = len(rows) % self.num_shards == 0
         return jax.device_put(rows, self.local_rows if divides else self._local_everywhere)
-
-
-class Lockstep:
-    """Keeps the processes of a mesh at the same batch of the same job.
-
-    Each says how many rows it has next and hears of all others, so that all run the same executables in
-    the same order. That costs one exchange a chunk: a millisecond or a few within a machine, and what a small
-    collective takes between machines.
-
-    Args:
-        placement: On a mesh of several processes.
-        job: What tells jobs apart.
-    """
-
-    def __init__(self, placement: Placement, job: str):
-        self._placement = placement
-        self._digest = zlib.crc32(job.encode()) >> 1  # what an int32 holds
-        self._has_ended = False
-
-    def counts(self, num_rows: int | None) -> list[int] | None:
-        """Tells the others how many rows this process has next, None if no more, and hears of theirs.
-
-        Returns:
-            The rows of each part of the mesh, or None if nobody has any more.
-
-        Raises:
-            InputError: Another process runs another job, or other rows of the same part.
-            ArtifexError: Another process failed.
-        """
-        heard = self._exchange(_ENDED if num_rows is None else num_rows)
-        failed = [process for process, (_, _, count) in enumerate(heard) if count == _FAILED]
-        if failed:
-            self._has_ended = True
-            raise ArtifexError(f"processes {failed} of the job failed; they say why")
-        if len(set(heard[:, 1].tolist())) > 1:
-            self._has_ended = True
-            raise InputError("the processes of the job run different endpoints, or with different options")
-        by_part = sorted({(part, count) for part, _, count in heard.tolist()})
-        if len(by_part) != self._placement.num_parts:
-            self._has_ended = True
-            raise InputError("processes that share a part of the mesh's 'data' axis feed different rows")
-        if all(count == _ENDED for _, count in by_part):
-            self._has_ended = True
-            return None
-        return [max(count, 0) for _, count in by_part]
-
-    @contextmanager
-    def failing_together(self) -> Iterator[None]:
-        """A block whose failure the other processes hear of, rather than wait for this one for ever."""
-        try:
-            yield
-        except BaseException:
-            if not self._has_ended:
-                self._has_ended = True
-                self._exchange(_FAILED)
-            raise
-
-    def _exchange(self, num_rows: int) -> np.ndarray:
-        """Tells and hears: of each process its part of the mesh, its job and its rows."""
-        try:
-            return exchange(np.asarray([self._placement.part, self._digest, num_rows], np.int32))
-        except LostProcessError:
-            self._has_ended = True
-            raise

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -27,12 +27,9 @@ class Setting:
 
     Args:
         fusion: Whether XLA's CPU backend hands chains of products and elementwise work to its library.
-        micro_batches: Parts that a batch is cut into and run one after another inside one executable, so
-            that what a part computes stays in a core's cache; divides the batch size.
     """
 
     fusion: bool = False
-    micro_batches: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,25 @@ class Tuned:
     batch_size: int
     executions_in_flight: int
     settings: Mapping[int, Setting] = field(default_factory=dict)
+
+
+def sizes_to_compile(wanted: Sequence[int] | None, tuned: Tuned | None, num_shards: int) -> tuple[int, ...]:
+    """An endpoint's batch sizes, ascending: those asked for, or powers of two up to the tuned one or 64.
+
+    Args:
+        wanted: Row counts, if any are asked for.
+        tuned: What tuning found out, if anything.
+        num_shards: What each is a multiple of.
+    """
+    if wanted is None:
+        wanted = powers_up_to(64 if tuned is None else tuned.batch_size)
+    return tuple(sorted({-(-size // num_shards) * num_shards for size in wanted}))
+
+
+def powers_up_to(batch_size: int) -> tuple[int, ...]:
+    """The powers of two below a batch size, and the batch size."""
+    powers = itertools.takewhile(lambda size: size < batch_size, (2**n for n in itertools.count()))
+    return (*powers, batch_size)
 
 
 def tuning_name(
@@ -115,10 +131,9 @@ def _checked(facts: Mapping[str, Any]) -> Tuned:
     settings = {int(size): Setting(**setting) for size, setting in facts["settings"].items()}
     tuned = Tuned(facts["batch_size"], facts["executions_in_flight"], settings)
     counts = [tuned.batch_size, tuned.executions_in_flight, *settings]
-    counts += [setting.micro_batches for setting in settings.values()]
     if not all(type(count) is int and 1 <= count < 2**31 for count in counts):
         raise ValueError(f"expected positive integers, got {counts}")
     for size, setting in settings.items():
-        if type(setting.fusion) is not bool or math.gcd(size, setting.micro_batches) != setting.micro_batches:
+        if type(setting.fusion) is not bool:
             raise ValueError(f"batch size {size} cannot be compiled with {setting}")
     return tuned

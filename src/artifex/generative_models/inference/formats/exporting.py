@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from artifex import __version__
 from artifex.generative_models.core.config import model_type_of, write_json
 from artifex.generative_models.core.endpoint import ExportableModel
 from artifex.generative_models.core.errors import ExportError, InputTypeError
@@ -76,7 +77,10 @@ def export_model(
         "final_loss": final_loss,
         "image_range": list(check_image_range(image_range)),
         **metadata,
-        "versions": {name: version(name) for name in ("artifex", "jax", "flax", "orbax-checkpoint")},
+        "versions": {
+            "artifex": __version__,
+            **{name: version(name) for name in ("jax", "flax", "orbax-checkpoint")},
+        },
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")

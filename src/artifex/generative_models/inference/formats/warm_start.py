@@ -13,25 +13,30 @@ after their SHA-256, so that damaged ones are not loaded.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
-import pickle
 import threading
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import serialize_executable
 
 from artifex.generative_models.core.config import abstract_model
 from artifex.generative_models.core.devices import DeviceManager
-from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
+from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.inference import cache
+from artifex.generative_models.inference.executor.kept import (
+    KeptPrograms,
+    described_spec,
+    digest_of,
+    read_part,
+    spec_of,
+    write_part,
+)
 from artifex.generative_models.inference.formats import fingerprint
 
 if TYPE_CHECKING:
@@ -43,20 +48,19 @@ _log = logging.getLogger("artifex")
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What tracing finds out about an endpoint.
+class KeptModel:
+    """A model in parts, none of which needed Flax.
 
     Args:
-        weights: Places, in the flattened model, of the weights that it reads.
-        needs_keys: Whether it reads its keys.
-        outputs: One row of each output.
-        strided: Whether it has a strided convolution.
+        leaves: Its weights on the device, in flattened order.
+        endpoints: Its endpoints, as functions of the flat weights. They build the model when they are traced,
+            which calls of kept executables never do.
+        build: Makes the NNX module of flat weights.
     """
 
-    weights: tuple[int, ...]
-    needs_keys: bool
-    outputs: Mapping[str, TensorSpec]
-    strided: bool
+    leaves: list[jax.Array]
+    endpoints: Mapping[str, Endpoint]
+    build: Callable[[list[Any]], Any]
 
 
 class Snapshot:
@@ -80,14 +84,20 @@ class Snapshot:
             step,
             fingerprint.environment(self.device),
         ]
-        self._name = f"starts/{_digest(json.dumps(depends_on).encode())}"
+        self._name = f"starts/{digest_of(json.dumps(depends_on).encode())}"
         self._lock = threading.Lock()
         self._record = self._stored() or {"files": {}, "weights": None, "endpoints": None, "programs": {}}
+        self.programs = KeptPrograms(self._record["programs"], self.device, self._keep)
 
-    def weights(self) -> list[np.ndarray] | None:
-        """The weights in flattened order, where they are kept."""
+    def model(self, model_type: str, config: Mapping[str, Any]) -> KeptModel | None:
+        """The model in parts, where it is kept.
+
+        Args:
+            model_type: The model's family.
+            config: The model's config.
+        """
         record = self._record["weights"]
-        data = None if record is None else _read_part(record["part"])
+        data = None if record is None else read_part(record["part"])
         if data is None:
             return None
         arrays, offset = [], 0
@@ -95,27 +105,18 @@ class Snapshot:
             array = np.frombuffer(data, jnp.dtype(dtype), int(np.prod(shape)), offset).reshape(shape)
             arrays.append(array)
             offset += array.nbytes
-        return arrays
-
-    def endpoints(self, model_type: str, config: Mapping[str, Any]) -> dict[str, Endpoint]:
-        """The endpoints as functions of the flat weights, where `weights` gives some.
-
-        They build the model when they are traced, which calls of kept executables never do.
-
-        Args:
-            model_type: The model's family.
-            config: The model's config.
-        """
         merge = functools.cache(lambda: _merge(model_type, config))
-        return {
+        endpoints = {
             name: Endpoint(
                 _rebuilding(merge, name, kept["module"], kept["qualname"]),
-                {input_name: _spec(spec) for input_name, spec in kept["inputs"].items()},
+                {input_name: spec_of(spec) for input_name, spec in kept["inputs"].items()},
                 kept["options"],
                 kept["doc"],
             )
             for name, kept in self._record["endpoints"].items()
         }
+        leaves = jax.device_put(arrays, self.device)
+        return KeptModel(leaves, endpoints, lambda weights: merge()(weights))
 
     def keep_model(self, model: Any) -> None:
         """Keeps weights and endpoints of the model that was restored from the export.
@@ -133,27 +134,17 @@ class Snapshot:
             return
         data = b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves)
         arrays = [[leaf.shape, leaf.dtype.name] for leaf in leaves]
-        weights = {"part": _write_part(data), "arrays": arrays}
-        self.keep(lambda: self._record.update(weights=weights, endpoints=endpoints))
-
-    def program(self, endpoint: str, options: Mapping[str, Hashable], settings: Any) -> KeptProgram | None:
-        """What is kept of one endpoint; None where its options have no form in JSON.
-
-        Args:
-            endpoint: The endpoint's name.
-            options: The options that differ from their defaults.
-            settings: How its batch sizes are compiled.
-        """
-        try:
-            name = json.dumps([endpoint, sorted(options.items()), repr(settings)])
-        except TypeError:
-            return None
-        return KeptProgram(self, name)
+        weights = {"part": write_part(data), "arrays": arrays}
+        self._keep(lambda: self._record.update(weights=weights, endpoints=endpoints))
 
     def _stored(self) -> dict[str, Any] | None:
         """What the cache holds, if it is whole and fits what is there now."""
         content = cache.try_read(self._name)
-        if content is None or self._stats is None or content[:64].decode("latin-1") != _digest(content[64:]):
+        if (
+            content is None
+            or self._stats is None
+            or content[:64].decode("latin-1") != digest_of(content[64:])
+        ):
             return None
         record = json.loads(content[64:])
         files = record["files"]
@@ -162,16 +153,7 @@ class Snapshot:
         )
         return record if fits else None
 
-    @property
-    def programs(self) -> dict[str, Any]:
-        """The part of the record that tells of programs, by name."""
-        return self._record["programs"]
-
-    def keep_programs_of(self, other: Snapshot) -> None:
-        """Keeps what another snapshot holds of the same endpoints, for other values of the weights."""
-        self.keep(lambda: self.programs.update(other.programs))
-
-    def keep(self, change: Callable[[], None]) -> None:
+    def _keep(self, change: Callable[[], None]) -> None:
         """Changes the record and writes it, unless a source changed after it was loaded."""
         with self._lock:
             change()
@@ -185,61 +167,7 @@ class Snapshot:
         files.update(new)
         self._record["export"] = self._stats
         content = json.dumps(self._record).encode()
-        cache.try_write(self._name, _digest(content).encode() + content)
-
-
-class KeptProgram:
-    """What a snapshot holds of one endpoint with one choice of options.
-
-    Args:
-        snapshot: The snapshot.
-        name: The program's name within it.
-    """
-
-    def __init__(self, snapshot: Snapshot, name: str):
-        self._snapshot = snapshot
-        self._name = name
-
-    def trace(self) -> Trace | None:
-        """What tracing found out."""
-        kept = self._snapshot.programs.get(self._name)
-        if kept is None:
-            return None
-        outputs = {name: _spec(spec) for name, spec in kept["outputs"].items()}
-        return Trace(tuple(kept["weights"]), kept["needs_keys"], outputs, kept["strided"])
-
-    def keep_trace(self, trace: Trace) -> None:
-        """Keeps what tracing found out."""
-        outputs = {name: _described_spec(spec) for name, spec in trace.outputs.items()}
-        kept = {**asdict(trace), "outputs": outputs, "executables": {}}
-        self._snapshot.keep(lambda: self._snapshot.programs.update({self._name: kept}))
-
-    def executable(self, size: int) -> jax.stages.Compiled | None:
-        """The executable of a batch size."""
-        part = self._snapshot.programs[self._name]["executables"].get(str(size))
-        data = None if part is None else _read_part(part)
-        if data is None:
-            return None
-        device = self._snapshot.device
-        try:
-            serialized, in_tree, out_tree = pickle.loads(data)
-            return serialize_executable.deserialize_and_load(
-                serialized, in_tree, out_tree, device.client, [device]
-            )
-        except jax.errors.JaxRuntimeError as error:
-            _log.debug("%s is compiled anew: %s", self._name, error)
-            return None
-
-    def keep_executable(self, size: int, executable: jax.stages.Compiled) -> None:
-        """Keeps the executable of a batch size, where the backend can serialise it."""
-        try:
-            data = pickle.dumps(serialize_executable.serialize(executable))
-        except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-            # How JAX and its backends say that they cannot serialise this one; it runs all the same.
-            _log.debug("%s cannot be kept: %s", self._name, error)
-            return
-        executables = self._snapshot.programs[self._name]["executables"]
-        self._snapshot.keep(lambda: executables.update({str(size): _write_part(data)}))
+        cache.try_write(self._name, digest_of(content).encode() + content)
 
 
 def _merge(model_type: str, config: Mapping[str, Any]) -> Callable[[list[Any]], Any]:
@@ -270,34 +198,10 @@ def _described(endpoint: Endpoint) -> dict[str, Any] | None:
     return {
         "module": function.__module__,
         "qualname": getattr(function, "__qualname__", type(function).__qualname__),
-        "inputs": {name: _described_spec(spec) for name, spec in endpoint.inputs.items()},
+        "inputs": {name: described_spec(spec) for name, spec in endpoint.inputs.items()},
         "options": dict(endpoint.options),
         "doc": endpoint.doc,
     }
-
-
-def _described_spec(spec: TensorSpec) -> list[Any]:
-    return [spec.shape, jnp.dtype(spec.dtype).name, spec.default, spec.doc]
-
-
-def _spec(described: list[Any]) -> TensorSpec:
-    shape, dtype, default, doc = described
-    return TensorSpec(tuple(shape), dtype, default, doc)
-
-
-def _read_part(name: str) -> bytes | None:
-    data = cache.try_read(f"starts/{name}")
-    return data if data is not None and _digest(data) == name else None
-
-
-def _write_part(data: bytes) -> str:
-    name = _digest(data)
-    cache.try_write(f"starts/{name}", data)
-    return name
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _nnx() -> Any:

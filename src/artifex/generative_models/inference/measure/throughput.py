@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from artifex.generative_models.core.endpoint import TensorSpec, sample_key
+from artifex.generative_models.core.endpoint import TensorSpec
+from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.measure.timing import Timing, time_calls
 

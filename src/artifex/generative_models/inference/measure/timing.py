@@ -81,6 +81,23 @@ class Timing:
         """Whether there are 6 calls or more, and the noise is at most 5 %."""
         return len(self.seconds) >= MIN_RUNS and self.noise <= MAX_NOISE
 
+    def as_dict(self) -> dict[str, float]:
+        """As JSON takes it; `benchmark_inference` says what is what."""
+        milliseconds = 1e3 * self.seconds
+        return {
+            "mean_ms": float(milliseconds.mean()),
+            "std_ms": float(milliseconds.std()),
+            "min_ms": float(milliseconds.min()),
+            "max_ms": float(milliseconds.max()),
+            "median_ms": 1e3 * self.median,
+            **{f"p{percent}_ms": 1e3 * self.percentile(percent) for percent in (5, 95, 99)},
+            "compile_ms": 1e3 * self.first_seconds,
+            "num_runs": len(self.seconds),
+            "warmup_runs": self.warmup_runs,
+            "noise": self.noise,
+            "is_reliable": self.is_reliable,
+        }
+
 
 def time_calls(
     fn: Callable[[], Any],

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from artifex.generative_models.core.devices import DeviceManager
-from artifex.generative_models.core.endpoint import Model, sample_key
+from artifex.generative_models.core.endpoint import Model
 from artifex.generative_models.core.errors import InputError
-from artifex.generative_models.inference.executor.executor import Executor, executor_for
+from artifex.generative_models.core.keys import sample_key
+from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.jobs import aligned_empty
+from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.offline.chunks import Rows, collect, num_rows, row_chunks
 from artifex.generative_models.inference.offline.progress import track_rows
 

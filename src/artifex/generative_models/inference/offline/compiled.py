@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from artifex.generative_models.core.endpoint import Model, sample_key
-from artifex.generative_models.inference.executor.executor import Executor, executor_for
+from artifex.generative_models.core.endpoint import Model
+from artifex.generative_models.core.keys import sample_key
+from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.executor.shared import executor_for
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

@@ -7,37 +7,38 @@ import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from artifex import __version__
 from artifex.generative_models.core.processes import whole
-from artifex.generative_models.inference.pipeline import InferencePipeline
+from artifex.generative_models.inference.executor.executor import Executor
 
 
-def job_identity(pipeline: InferencePipeline, endpoint: str, dtype: str | None) -> dict[str, Any]:
+def job_identity(executor: Executor, endpoint: str, batch_size: int, model: Any) -> dict[str, Any]:
     """What the rows that an endpoint gives depend on, besides their inputs and keys, as JSON takes it.
 
     Args:
-        pipeline: The model.
+        executor: Runs the job.
         endpoint: Name of the endpoint.
-        dtype: Dtype of the computation.
+        batch_size: Rows a batch.
+        model: The model's config and metadata, as JSON takes them.
     """
-    mesh = pipeline.executor.mesh
     return {
-        "model": model_digest(pipeline),
-        "batch_size": pipeline.rows_per_batch(endpoint),
-        "tuned": repr(pipeline.executor.tuned.get(endpoint)),
-        "devices": 1 if mesh is None else mesh.size,
+        "model": _digest(executor, model),
+        "batch_size": batch_size,
+        "tuned": repr(executor.tuned.get(endpoint)),
+        "devices": 1 if executor.mesh is None else executor.mesh.size,
         "device_kind": jax.devices()[0].device_kind,
-        "compute_dtype": dtype,
+        "compute_dtype": None if executor.dtype is None else str(jnp.dtype(executor.dtype)),
         "artifex": __version__,
         "jax": jax.__version__,
     }
 
 
-def model_digest(pipeline: InferencePipeline) -> str:
+def _digest(executor: Executor, model: Any) -> str:
     """A digest of the model's config, metadata and weights."""
-    digest = hashlib.sha256(json.dumps([pipeline.config, pipeline.metadata], sort_keys=True).encode())
-    for leaf in pipeline.executor.weights:
+    digest = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
+    for leaf in executor.weights:
         digest.update(np.ascontiguousarray(whole(leaf)).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

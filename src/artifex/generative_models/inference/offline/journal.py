@@ -17,7 +17,7 @@ if sys.platform != "win32":
 Done = TypeVar("Done")
 
 
-class Record:
+class Journal:
     """A JSON file beside an unfinished output, replaced in one step each time it is written.
 
     Args:
@@ -50,8 +50,8 @@ class Record:
             OutputError: It belongs to another job, or is damaged.
         """
         try:
-            record = json.loads(self.path.read_bytes())
-            job, rows_done = dict(record["job"]), parse(record["rows_done"])
+            noted = json.loads(self.path.read_bytes())
+            job, rows_done = dict(noted["job"]), parse(noted["rows_done"])
         except (ValueError, KeyError, TypeError) as error:
             raise self.cannot_resume(f"{self.path} is damaged") from error
         changed = sorted(

@@ -16,14 +16,14 @@ import numpy as np
 
 from artifex.generative_models.core.errors import OutputError
 from artifex.generative_models.inference.offline.chunks import drop_pages
-from artifex.generative_models.inference.offline.journal import Record, open_locked
+from artifex.generative_models.inference.offline.journal import Journal, open_locked
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
     from numpy.typing import NDArray
 
-_RECORD_SECONDS = 1.0
-_RECORD_BYTES = 64 << 20
+_FLUSH_SECONDS = 1.0
+_FLUSH_BYTES = 64 << 20
 
 
 class AbstractNpy(ABC):
@@ -62,7 +62,7 @@ class AbstractNpy(ABC):
         self._shape, self._dtype = shape, np.dtype(dtype)
         self._partial = self.path.with_name(f"{self.path.name}.partial")
         facts = {**job, "shape": shape, "dtype": self._dtype.name}
-        self._record = Record(self.path.with_name(f"{self.path.name}.partial.json"), self.path, facts)
+        self._journal = Journal(self.path.with_name(f"{self.path.name}.partial.json"), self.path, facts)
         header = _header(shape, self._dtype)
         self._offset = len(header)
         num_bytes = len(header) + int(np.prod(shape, dtype=object)) * self._dtype.itemsize
@@ -80,7 +80,7 @@ class AbstractNpy(ABC):
 
     @abstractmethod
     def _take_up(self, done: Any) -> int:
-        """Takes what the record says is done, and gives its number of rows.
+        """Takes what the journal says is done, and gives its number of rows.
 
         Raises:
             ValueError, TypeError: It makes no sense.
@@ -120,36 +120,36 @@ class AbstractNpy(ABC):
         self._flush()
         os.fsync(self._file.fileno())
         self._partial.replace(self.path)
-        self._record.path.unlink()
+        self._journal.path.unlink()
 
     def _flush(self) -> None:
-        """Puts the rows on disk, and only then on record."""
+        """Puts the rows on disk, and only then in the journal."""
         self._sync()
-        self._record.write(self._done())
+        self._journal.write(self._done())
         self._flushed_at = time.monotonic()
 
     def _is_flush_due(self) -> bool:
-        return time.monotonic() >= self._flushed_at + _RECORD_SECONDS
+        return time.monotonic() >= self._flushed_at + _FLUSH_SECONDS
 
     def _resume(self, header: bytes, num_bytes: int) -> None:
         """Takes up what rows of this very job are on disk."""
-        if os.fstat(self._file.fileno()).st_size == 0 or not self._record.path.is_file():
+        if os.fstat(self._file.fileno()).st_size == 0 or not self._journal.path.is_file():
             return
-        rows_done = self._record.read(self._take_up)
+        rows_done = self._journal.read(self._take_up)
         whole = os.fstat(self._file.fileno()).st_size == num_bytes and self._file.read(len(header)) == header
         if not whole or not 0 <= rows_done <= self.num_rows:
-            raise self._record.cannot_resume(f"{self._partial} is damaged")
+            raise self._journal.cannot_resume(f"{self._partial} is damaged")
         self.rows_done = rows_done
 
     def _start_over(self, header: bytes, num_bytes: int) -> None:
-        self._record.path.unlink(missing_ok=True)
+        self._journal.path.unlink(missing_ok=True)
         try:
             self._file.seek(0)
             self._file.truncate()
             self._file.write(header)
             self._file.flush()
             _reserve(self._file, num_bytes)
-            self._record.write(self._done())
+            self._journal.write(self._done())
         except OSError as error:
             self._discard()
             error.filename = error.filename or str(self._partial)
@@ -157,7 +157,7 @@ class AbstractNpy(ABC):
 
     def _discard(self) -> None:
         self._partial.unlink(missing_ok=True)
-        self._record.path.unlink(missing_ok=True)
+        self._journal.path.unlink(missing_ok=True)
 
 
 class NpyWriter(AbstractNpy):
@@ -167,7 +167,7 @@ class NpyWriter(AbstractNpy):
     """
 
     _rows: np.memmap[Any, Any] | None = None
-    _unrecorded_bytes = 0
+    _unflushed_bytes = 0
 
     def write(self, rows: NDArray[Any]) -> None:
         """Appends rows [chunk, ...]."""
@@ -178,10 +178,10 @@ class NpyWriter(AbstractNpy):
             self._rows = np.memmap(self._file, self._dtype, "r+", offset=self._offset, shape=self._shape)
         self._rows[self.rows_done : stop] = rows
         self.rows_done = stop
-        self._unrecorded_bytes += rows.nbytes
-        if self._is_flush_due() or self._unrecorded_bytes >= _RECORD_BYTES:
+        self._unflushed_bytes += rows.nbytes
+        if self._is_flush_due() or self._unflushed_bytes >= _FLUSH_BYTES:
             self._flush()
-            self._unrecorded_bytes = 0
+            self._unflushed_bytes = 0
 
     def _take_up(self, done: Any) -> int:
         return int(done)

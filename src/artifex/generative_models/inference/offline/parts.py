@@ -86,7 +86,7 @@ def open_parts(
         return NpyParts(path, shape, dtype, job=job, resume=resume)
     if suffix not in (".parquet", ""):
         raise InputError(f"{output}: expected a .npy array or a folder of Parquet parts, got {suffix!r}")
-    from artifex.generative_models.inference.offline.parquet_outputs import ParquetParts  # it needs pyarrow
+    from artifex.generative_models.inference.offline.parquet_parts import ParquetParts  # it needs pyarrow
 
     return ParquetParts(
         path, shape, dtype, column=column, rows_per_part=rows_per_part, job=job, resume=resume

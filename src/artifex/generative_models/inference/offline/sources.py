@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from artifex.generative_models.core.errors import InputError, InputTypeError
-from artifex.generative_models.inference.images import DAMAGED, PICTURE_CHANNELS, decode_picture
+from artifex.generative_models.inference.images import DAMAGED, PICTURE_CHANNELS, decode_ahead, decode_picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,8 +42,14 @@ class PictureFiles:
         return len(self.paths)
 
     def rows(self, first: int = 0, stop: int | None = None) -> Iterator[NDArray[np.uint8]]:
-        """The pictures from number `first` on, uint8 [1, H, W, C] each, read when its turn comes."""
-        return (self._read(path)[None] for path in self.paths[first:stop])
+        """The pictures from number `first` on, uint8 [1, H, W, C] each, decoded a few ahead."""
+        pictures = decode_ahead(self.paths[first:stop], self._read, math.prod(self.shape))
+        return (picture[None] for picture in pictures)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the pictures."""
+        return np.dtype(np.uint8)
 
     def identity(self) -> str:
         """A digest of the files' names, sizes and times of change."""
@@ -68,6 +75,11 @@ class ArrayFile:
     def rows(self, first: int = 0, stop: int | None = None) -> NDArray[Any]:
         """The rows from number `first` on."""
         return self.array[first:stop]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the array."""
+        return self.array.dtype
 
     def identity(self) -> list[Any]:
         """The file's name, size and time of change."""

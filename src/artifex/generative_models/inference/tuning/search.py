@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from artifex.generative_models.inference.executor.settings import Setting
 
 TURNED = 0.95  # a curve has turned where two sizes in a row stay below this share of its best
-_MIN_PART = 4  # rows of a micro-batch
 
 
 @dataclass(frozen=True)
@@ -33,26 +32,18 @@ class Space:
     Args:
         batch_sizes: Ascending.
         fusion: Choices for `Setting.fusion`.
-        micro_batches: Choices for `Setting.micro_batches`, ascending from 1.
         executions_in_flight: Choices, the usual one first.
     """
 
     batch_sizes: Sequence[int]
     fusion: Sequence[bool]
-    micro_batches: Sequence[int]
     executions_in_flight: Sequence[int]
 
     def __iter__(self) -> Iterator[Candidate]:
         for size in self.batch_sizes:
             for fusion in self.fusion:
-                for parts in self.micro_batches:
-                    if self.splits(size, parts):
-                        for count in self.executions_in_flight:
-                            yield Candidate(size, Setting(fusion, parts), count)
-
-    def splits(self, batch_size: int, parts: int) -> bool:
-        """Whether a batch may be cut into so many micro-batches."""
-        return parts == 1 or (batch_size % parts == 0 and batch_size // parts >= _MIN_PART)
+                for count in self.executions_in_flight:
+                    yield Candidate(size, Setting(fusion), count)
 
 
 Measure = Callable[[Candidate], float | None]
@@ -63,8 +54,7 @@ def search(space: Space, measure: Measure) -> None:
 
     Batch sizes are doubled until the rate falls. From the best one found, one thing at a time is changed and
     what is faster is kept: fusion, also at half and twice the size for as long as that is faster still; the
-    batch sizes between those tried; the number of micro-batches, alone and with larger batches; and the
-    executions in flight.
+    batch sizes between those tried; and the executions in flight.
 
     Args:
         space: What may be tried.
@@ -113,11 +103,6 @@ def search(space: Space, measure: Measure) -> None:
     while middles := [size for size in _between(space.batch_sizes, best, rates) if size <= fits]:
         for candidate in [replace(best, batch_size=size) for size in middles]:
             try_out(candidate)
-    base = best
-    for parts in space.micro_batches[1:]:
-        for size in (base.batch_size, parts * base.batch_size):
-            if size in space.batch_sizes and space.splits(size, parts):
-                try_out(replace(base, batch_size=size, setting=replace(base.setting, micro_batches=parts)))
     for count in space.executions_in_flight[1:]:
         try_out(replace(best, executions_in_flight=count))
 

@@ -30,13 +30,13 @@ Executor.run = run
 # Holds the warm-up until it reads a line.
 WAITS = """
 import sys
-from artifex.serving.plane import served as loaded
-warm_up = loaded._warm_up
+from artifex.serving.plane import loaded_model
+warm_up = loaded_model._warm_up
 def waiting(executor, progress):
     print("warming", flush=True)
     sys.stdin.readline()
     warm_up(executor, progress)
-loaded._warm_up = waiting
+loaded_model._warm_up = waiting
 """
 
 

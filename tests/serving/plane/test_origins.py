@@ -12,10 +12,11 @@ from shared import TIMEOUT, TOLERANCE
 
 from artifex.generative_models.core.errors import CheckpointError
 from artifex.generative_models.inference import Executor, load_exported_model
-from artifex.serving.http.codec import InferRequest
-from artifex.serving.plane import repository as repositories
+from artifex.serving.plane import origins
 from artifex.serving.plane.descriptions import model_metadata
-from artifex.serving.plane.repository import ExportSource, Repository
+from artifex.serving.plane.origins import ExportSource
+from artifex.serving.plane.repository import Repository
+from artifex.serving.plane.requests import InferRequest
 from artifex.serving.plane.statuses import UnloadableError
 
 
@@ -133,7 +134,7 @@ def test_a_damaged_export_leaves_what_is_loaded(runner, made, damageable, loaded
 @pytest.fixture
 def during_open(monkeypatch):
     """Has something happen whenever an export was read, and counts how often it was."""
-    real = repositories.load_cached_pipeline
+    real = origins.load_pipeline
     calls = []
 
     def after(happens):
@@ -143,7 +144,7 @@ def during_open(monkeypatch):
             happens(len(calls))
             return opened
 
-        monkeypatch.setattr(repositories, "load_cached_pipeline", load)
+        monkeypatch.setattr(origins, "load_pipeline", load)
         return calls
 
     return after

@@ -121,15 +121,17 @@ class LoadedModel:
         return counters
 
     def knows(self, endpoint: str, options: Mapping[str, Hashable]) -> bool:
-        """Whether a choice of options was traced already."""
-        return (endpoint, *sorted(options.items())) in self._known
+        """Whether a choice of options was traced already; the default one was."""
+        return not options or (endpoint, *sorted(options.items())) in self._known
 
     def learn(self, endpoint: str, options: Mapping[str, Hashable]) -> None:
-        """Traces a choice of options, which the first request with it would have to wait for.
+        """Traces a choice of options, if it is not known.
 
         Raises:
             InputError: The endpoint does not take it, or clients have chosen too many others before.
         """
+        if self.knows(endpoint, options):
+            return
         if len(self._known) >= _MAX_CHOICES:
             raise InputError(f"{endpoint}: this server compiles {_MAX_CHOICES} choices of options, and has")
         try:

@@ -1,4 +1,4 @@
-"""Pictures in every form give the same rows, from any row to any other."""
+"""Pictures in every form that a column has give the same rows, from any row to any other."""
 
 import io
 from collections.abc import Callable
@@ -11,9 +11,15 @@ import pytest
 from PIL import Image
 
 from artifex.generative_models.core.errors import InputError, InputTypeError
-from artifex.generative_models.inference.offline.parquet_inputs import Inputs, Paths
+from artifex.generative_models.inference.offline.parquet_pictures import open_parquet
 
 SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def small(digits: np.ndarray) -> np.ndarray:
+    """Parts of real digits, uint8 [70, 8, 8, 1]."""
+    return np.ascontiguousarray(digits[:70, 8:16, 8:16])
 
 
 def png(picture: np.ndarray) -> bytes:
@@ -22,10 +28,8 @@ def png(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def rows(paths: Paths, first: int = 0, stop: int | None = None, column: str = "image") -> np.ndarray:
-    opened = Inputs.of(paths, column, resize=False)
-    opened = opened.pinned(opened.open(SHAPE)).open(SHAPE)  # as an actor does
-    return np.concatenate([np.asarray(part).reshape(-1, *SHAPE) for part in opened.rows(first, stop)])
+def rows(path: Path, first: int = 0, stop: int | None = None, column: str = "image") -> np.ndarray:
+    return np.concatenate(list(open_parquet([path], column, SHAPE).rows(first, stop)))
 
 
 def write_table(path: Path, column: pa.Array) -> Path:
@@ -33,23 +37,8 @@ def write_table(path: Path, column: pa.Array) -> Path:
     return path
 
 
-def write_npy(folder: Path, small: np.ndarray) -> Path:
-    np.save(folder / "x.npy", small)
-    return folder / "x.npy"
-
-
-def write_files(folder: Path, small: np.ndarray) -> Path:
-    for number, picture in enumerate(small):
-        (folder / f"{number:03}.png").write_bytes(png(picture))
-    return folder
-
-
 def write_encoded(folder: Path, small: np.ndarray) -> Path:
-    """Two files, as a job before this one would leave them."""
-    (folder / "_job.json").touch()
-    for name, part in (("a", small[:30]), ("b", small[30:])):
-        write_table(folder / f"{name}.parquet", pa.array(map(png, part), pa.binary()))
-    return folder
+    return write_table(folder / "x.parquet", pa.array(map(png, small), pa.binary()))
 
 
 def write_structs(folder: Path, small: np.ndarray) -> Path:
@@ -66,24 +55,13 @@ def write_lists(folder: Path, small: np.ndarray) -> Path:
     )
 
 
-@pytest.mark.parametrize(
-    "write", [write_npy, write_files, write_encoded, write_structs, write_tensors, write_lists]
-)
+@pytest.mark.parametrize("write", [write_encoded, write_structs, write_tensors, write_lists])
 def test_every_form_gives_the_rows(
     tmp_path: Path, small: np.ndarray, write: Callable[[Path, np.ndarray], Path]
 ):
     path = write(tmp_path, small)
     for first, stop in ((0, None), (0, 1), (10, 12), (29, 31), (30, 70), (69, 70)):
         np.testing.assert_array_equal(rows(path, first, stop), small[first:stop])
-
-
-def test_identity_differs_with_the_files(tmp_path: Path, small: np.ndarray):
-    path = write_tensors(tmp_path, small)
-    given = Inputs.of(path, "image", resize=False)
-    before = given.open(SHAPE).identity()
-    assert given.open(SHAPE).identity() == before
-    write_tensors(tmp_path, small[::-1].copy())
-    assert given.open(SHAPE).identity() != before
 
 
 def test_floating_point_numbers_stay_so(tmp_path: Path, pictures: np.ndarray):
@@ -112,12 +90,9 @@ def test_columns_that_are_no_pictures(tmp_path: Path, column: pa.Array, error: t
         rows(path)
 
 
-def test_paths_that_are_no_pictures(tmp_path: Path, small: np.ndarray):
-    path = write_tensors(tmp_path, small)
+def test_files_that_hold_no_such_column(tmp_path: Path, small: np.ndarray):
     with pytest.raises(InputError, match="no column 'picture'; it has image, label"):
-        rows(path, column="picture")
-    with pytest.raises(InputError, match="either Parquet files or other pictures"):
-        rows([path, write_npy(tmp_path, small)])
+        rows(write_tensors(tmp_path, small), column="picture")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"broken\.parquet: not a Parquet file"):
         rows(tmp_path / "broken.parquet")

@@ -107,7 +107,7 @@ def compiled_plain():
 @pytest.fixture
 def plain(compiled_plain, monkeypatch):
     """`double`, `scaled` and `noise` in batches of 1, 2, 4 and 8, one at a time, whatever the machine."""
-    monkeypatch.setattr(compiled_plain, "_threaded", False)
+    monkeypatch.setattr(compiled_plain._runner, "threaded", False)
     return compiled_plain
 
 

@@ -1,4 +1,4 @@
-"""Pictures that every machine of a job opens for itself."""
+"""Pictures in a column of Parquet files, read as they are needed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,70 +15,8 @@ import pyarrow.parquet as pq
 
 from artifex.generative_models.core.errors import InputError, InputTypeError
 from artifex.generative_models.inference.images import PICTURE_CHANNELS, decode_picture
-from artifex.generative_models.inference.offline.sources import PictureFiles, open_pictures
 
-Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 _ROWS_AT_ONCE = 1024
-
-
-class Pictures(Protocol):
-    """Numbered pictures, read when their turn comes."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, first: int = 0, stop: int | None = None) -> Any:
-        """Pictures `first` to `stop`: an array [rows, H, W, C], or an iterator of such arrays."""
-        ...
-
-    def identity(self) -> Any:
-        """Something that differs when the pictures do, as JSON takes it."""
-        ...
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Where a job's pictures are.
-
-    Args:
-        paths: Picture files and folders, one `.npy` or `.npz` array, or Parquet files and folders.
-        column: Of Parquet files.
-        resize: Resizes pictures of another size; otherwise they are an error.
-    """
-
-    paths: tuple[Path, ...]
-    column: str
-    resize: bool
-
-    @staticmethod
-    def of(paths: Paths, column: str, resize: bool) -> Inputs:
-        """Paths as a user gives them."""
-        several = [paths] if isinstance(paths, str | PathLike) else paths
-        return Inputs(tuple(Path(path).expanduser().absolute() for path in several), column, resize)
-
-    def open(self, shape: tuple[int, ...]) -> Pictures:
-        """Opens them.
-
-        Args:
-            shape: Shape (H, W, C) of the model's pictures.
-
-        Raises:
-            InputError: There are none, they do not fit the model, or there is no such column.
-            InputTypeError: They are neither encoded pictures, nor uint8, nor floating-point.
-            OSError: A path is not there or cannot be read.
-        """
-        files = [file for path in self.paths for file in _parquet_files(path)]
-        if not files:
-            return open_pictures(self.paths, shape, resize=self.resize)
-        others = [path for path in self.paths if not _parquet_files(path)]
-        if others:
-            raise InputError(f"expected either Parquet files or other pictures, got {others[0]} as well")
-        return open_parquet(files, self.column, shape, resize=self.resize)
-
-    def pinned(self, opened: Pictures) -> Inputs:
-        """The same, folders replaced by the files that were found in them."""
-        if isinstance(opened, PictureFiles | ParquetPictures):
-            return Inputs(tuple(opened.paths), self.column, self.resize)
-        return self
 
 
 @dataclass(frozen=True)
@@ -183,6 +119,13 @@ def open_parquet(
     return ParquetPictures(tuple(paths), tuple(accumulate(counts, initial=0)), column, shape, resize)
 
 
+def parquet_files(path: Path) -> list[Path]:
+    """The Parquet files that a path stands for; none where it stands for something else."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*.parquet") if not file.name.startswith((".", "_")))
+    return [path] if path.suffix.lower() == ".parquet" else []
+
+
 def _check_type(path: Path, column: str, kind: pa.DataType, shape: tuple[int, ...]) -> None:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
@@ -219,10 +162,3 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _parquet_files(path: Path) -> list[Path]:
-    """The Parquet files that a path stands for; none where it stands for something else."""
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*.parquet") if not file.name.startswith((".", "_")))
-    return [path] if path.suffix.lower() == ".parquet" else []

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from artifex.generative_models.core.errors import OutputError
-from artifex.generative_models.inference.offline.journal import Record, open_locked
+from artifex.generative_models.inference.offline.journal import Journal, open_locked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,17 +57,17 @@ class ParquetParts:
         self.rows_done = 0
         self.place = ParquetPlace(path, column, rows_per_part, shape[1:], dtype.name)
         facts = {**job, "shape": shape, "dtype": dtype.name, "column": column, "rows_per_part": rows_per_part}
-        self._record = Record(path / "_job.json", path, facts)
+        self._journal = Journal(path / "_job.json", path, facts)
         path.mkdir(parents=True, exist_ok=True)
-        if not self._record.path.is_file():
+        if not self._journal.path.is_file():
             if any(entry.name != ".lock" for entry in path.iterdir()):
                 raise OutputError(f"{path} is not empty; remove what is there or choose another folder")
         elif resume:
-            self._record.read(int)
+            self._journal.read(int)
         else:
             raise OutputError(f"{path} has a job's parts; resume it, or remove them or choose another folder")
         self._lock = open_locked(path / ".lock")
-        self._record.write(0)
+        self._journal.write(0)
         self.rows_done = self.num_rows - sum(stop - start for start, stop in self.missing())
 
     def missing(self) -> list[tuple[int, int]]:
@@ -88,7 +88,7 @@ class ParquetParts:
             if error is None:
                 self._finish()
             elif self.rows_done == 0:
-                self._record.path.unlink()
+                self._journal.path.unlink()
             else:
                 error.add_note(f"{self.rows_done:,} of {self.num_rows:,} rows are kept in {self.path}")
         finally:
@@ -100,7 +100,7 @@ class ParquetParts:
             raise OutputError(f"{self.path}: rows {missing[0][0]} to {missing[0][1]} were not written")
         for left in self.path.glob(".part-*"):  # by writers that were killed
             left.unlink()
-        self._record.write(self.num_rows)
+        self._journal.write(self.num_rows)
 
     def _has(self, start: int, stop: int) -> bool:
         path = self.place.part(start)

@@ -1,0 +1,219 @@
+"""The PRNG keys of rows: what they are derived from, said once, on the host.
+
+Row *i* of a job uses `fold_in(key, i)` of the job's key, so that it is the same sample in every batch, on
+every device and in every process. An executable gets one uint32 array [rows, words + 2] and derives the keys
+itself: the words of a key, the row's number, and whether the number is folded in.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from artifex.generative_models.core.errors import InputError, InputTypeError
+
+if TYPE_CHECKING:
+    from flax import nnx
+    from jaxtyping import Array, Key, UInt32
+
+MAX_ROWS = 2**32 - 1  # row numbers are uint32
+
+
+class RowKeys:
+    """The keys of a job's rows, before they are derived.
+
+    Args:
+        impl: JAX's name of the keys' kind.
+        words: Of the key of the whole job, uint32 [words]; or what an executable takes of rows of their own,
+            uint32 [rows, words + 2].
+        first_row: Number of the first row of a whole job.
+    """
+
+    __slots__ = ("first_row", "impl", "words")
+
+    def __init__(self, impl: str, words: UInt32[np.ndarray, ...], first_row: int = 0):
+        self.impl = impl
+        self.words = words
+        self.first_row = first_row
+
+    @classmethod
+    def of_key(cls, key: Key[Array, ""], first_row: int = 0) -> RowKeys:
+        """Row i uses `fold_in(key, first_row + i)`.
+
+        Args:
+            key: The job's.
+            first_row: Number of the first row, where this is a part of a longer job.
+
+        Raises:
+            InputError: Not one key of the default kind.
+            InputTypeError: Not a typed key.
+        """
+        return cls(default_key_impl(), _words("key", key, ndim=0), first_row)
+
+    @classmethod
+    def of_keys(cls, keys: Key[Array, " rows"]) -> RowKeys:
+        """Row i uses `keys[i]`.
+
+        Args:
+            keys: One a row.
+
+        Raises:
+            InputError: Not a row of keys of the default kind.
+            InputTypeError: Not typed keys.
+        """
+        return cls(default_key_impl(), _rows(_words("keys", keys, ndim=1), folded=False))
+
+    @classmethod
+    def of_seed(cls, seed: int | Sequence[int], first_row: int = 0) -> RowKeys:
+        """Row i is sample `first_row + i` of a seed, or sample 0 of its own.
+
+        Args:
+            seed: An integer, which means `nnx.Rngs(seed).sample()`; or a list of one a row.
+            first_row: Number of the first row, where this is a part of a longer job of one seed.
+
+        Raises:
+            InputTypeError: Not integers.
+        """
+        if isinstance(seed, list | tuple):
+            words = seed_words([_checked_seed(one) for one in seed])
+            return cls(default_key_impl(), _rows(words, folded=True))
+        impl = default_key_impl()
+        return cls(impl, _seed_words(impl, _checked_seed(seed)), first_row)
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows that have a key each; None where one key is for any number of them."""
+        return len(self.words) if self.words.ndim == 2 else None
+
+    def part(self, start: int, stop: int) -> RowKeys:
+        """The keys of rows `start` to `stop`."""
+        if self.words.ndim == 2:
+            return RowKeys(self.impl, self.words[start:stop])
+        return RowKeys(self.impl, self.words, self.first_row + start)
+
+
+def packed_keys(parts: Sequence[tuple[RowKeys, int, int]], size: int) -> UInt32[np.ndarray, "rows words+2"]:
+    """What an executable takes: rows `start` to `stop` of several jobs, and zeros up to a batch size.
+
+    Args:
+        parts: Keys of jobs, each with the first row and the one after the last.
+        size: Rows in all.
+    """
+    width = parts[0][0].words.shape[-1]
+    num_words = width - 2 if parts[0][0].words.ndim == 2 else width
+    packed = np.zeros((size, num_words + 2), np.uint32)
+    first = 0
+    for keys, start, stop in parts:
+        last = first + stop - start
+        if keys.words.ndim == 2:
+            packed[first:last] = keys.words[start:stop]
+        else:
+            packed[first:last, :-2] = keys.words
+            packed[first:last, -2] = np.arange(keys.first_row + start, keys.first_row + stop)
+            packed[first:last, -1] = 1
+        first = last
+    return packed
+
+
+def derived_keys(packed: UInt32[Array, "rows words+2"], impl: str) -> Key[Array, " rows"]:
+    """Each row's own key, from what `packed_keys` gives; traceable."""
+    keys = jax.random.wrap_key_data(packed[:, :-2], impl=impl)
+    return jnp.where(packed[:, -1] == 0, keys, jax.vmap(jax.random.fold_in)(keys, packed[:, -2]))
+
+
+def sample_key(rngs: nnx.Rngs | int) -> Key[Array, ""]:
+    """The key of one sampling job.
+
+    Args:
+        rngs: Random number generators, of which one `sample` key is drawn, or an integer seed, which
+            means a fresh `nnx.Rngs(seed)`.
+    """
+    if not isinstance(rngs, int):
+        return rngs.sample()
+    return jax.random.wrap_key_data(jax.device_put(seed_words([rngs])[0]), impl=default_key_impl())
+
+
+def seed_words(seeds: Sequence[int]) -> UInt32[np.ndarray, "seeds words"]:
+    """The words of `sample_key` of each seed, on the host.
+
+    Args:
+        seeds: Integers, as `nnx.Rngs` takes them.
+    """
+    if not seeds:
+        return np.zeros((0, 2), np.uint32)
+    if default_key_impl() == "threefry2x32" and 0 <= min(seeds) <= max(seeds) < 2**32:
+        return _threefry2x32(np.array(seeds, np.uint64))
+    keys = (jax.random.fold_in(jax.random.key(seed), 0) for seed in seeds)
+    return np.stack([np.asarray(jax.random.key_data(key)) for key in keys])
+
+
+def default_key_impl() -> str:
+    """The kind of keys that `jax.random.key` makes."""
+    # JAX gives its settings their attributes at run time; `config.values` makes a dict of all of them.
+    impl: str = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
+    return impl
+
+
+@functools.lru_cache(maxsize=1024)
+def _seed_words(impl: str, seed: int) -> np.ndarray:
+    return seed_words([seed])[0]
+
+
+def _rows(words: np.ndarray, *, folded: bool) -> np.ndarray:
+    """What an executable takes of keys one a row: each as it is, or folded with 0."""
+    rows = np.zeros((len(words), words.shape[1] + 2), np.uint32)
+    rows[:, :-2] = words
+    rows[:, -1] = folded
+    return rows
+
+
+def _words(name: str, keys: Any, ndim: int) -> np.ndarray:
+    """The words of one key, or of one a row."""
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        raise InputTypeError(f"{name}: expected keys of jax.random.key, got {keys.dtype}")
+    impl = default_key_impl()
+    if keys.ndim != ndim or str(jax.random.key_impl(keys)) != impl:
+        raise InputError(f"{name}: expected {ndim}-dimensional {impl} keys, got {keys.dtype}{keys.shape}")
+    return np.asarray(jax.random.key_data(keys))
+
+
+def _checked_seed(seed: Any) -> int:
+    if not isinstance(seed, int | np.integer):
+        raise InputTypeError(f"seed: expected an integer, got {seed!r}")
+    return int(seed) & 0xFFFFFFFF  # as `nnx.Rngs` takes it
+
+
+def _threefry2x32(seeds: np.ndarray) -> np.ndarray:
+    """The block cipher behind JAX's default keys, of a block of zeros under keys (0, seed).
+
+    It is here in NumPy since JAX would compile it, for a tenth of a second.
+
+    Args:
+        seeds: Words in uint64 [seeds].
+
+    Returns:
+        Blocks, uint32 [seeds, 2].
+
+    References:
+        Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, 2011, section 3.3.
+        https://doi.org/10.1145/2063384.2063405
+    """
+    mask = np.uint64(2**32 - 1)
+    keys = (np.zeros_like(seeds), seeds, seeds ^ np.uint64(0x1BD11BDA))
+    x, y = keys[0], keys[1]
+    for i, rotations in enumerate(_ROTATIONS):
+        for left in rotations:
+            x = (x + y) & mask
+            y = ((y << np.uint64(left)) & mask | y >> np.uint64(32 - left)) ^ x
+        x = (x + keys[(i + 1) % 3]) & mask
+        y = (y + keys[(i + 2) % 3] + np.uint64(i + 1)) & mask
+    return np.stack([x, y], axis=-1).astype(np.uint32)
+
+
+_EVEN, _ODD = (13, 15, 26, 6), (17, 29, 16, 24)
+_ROTATIONS = (_EVEN, _ODD, _EVEN, _ODD, _EVEN)

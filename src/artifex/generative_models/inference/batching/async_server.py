@@ -1,0 +1,75 @@
+"""`AsyncInferenceServer`: a model for the coroutines of one process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from artifex.generative_models.core.endpoint import Model
+from artifex.generative_models.core.keys import sample_key
+from artifex.generative_models.inference.batching.batcher import Batcher
+from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.offline.batch import sampling_inputs
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from flax import nnx
+    from jax.typing import ArrayLike
+    from jaxtyping import Float
+
+
+class AsyncInferenceServer:
+    """A model for the coroutines of one process: concurrent requests are batched.
+
+    Results are NumPy arrays: to make a JAX array of one costs more than to compute it. Cancelling a task that
+    awaits a result drops its request. Shut it down when done, or use it in an `async with` block.
+
+    Args:
+        model: A model with endpoints, or an executor of one.
+        max_workers: Batches under way at once.
+
+    Raises:
+        InputError: `max_workers` below 1. All methods raise what `Batcher.submit` does, when awaited.
+    """
+
+    def __init__(self, model: Model | Executor, max_workers: int = 4):
+        self.batcher = Batcher(model, max_in_flight=max_workers)
+
+    async def encode_async(self, images: ArrayLike) -> Float[np.ndarray, "rows latent"]:
+        """Encodes pictures [rows, H, W, C] to the means of their posteriors."""
+        return (await self.batcher.submit_async("encode", {"x": images}, outputs=("mean",)))["mean"]
+
+    async def decode_async(self, latents: ArrayLike) -> Float[np.ndarray, "rows h w c"]:
+        """Decodes latents [rows, latent]."""
+        return (await self.batcher.submit_async("decode", {"z": latents}))["x"]
+
+    async def reconstruct_async(self, images: ArrayLike) -> Float[np.ndarray, "rows h w c"]:
+        """Encodes and decodes pictures [rows, H, W, C]."""
+        return (await self.batcher.submit_async("reconstruct", {"x": images}))["x"]
+
+    async def generate_async(
+        self, num_samples: int, rngs: nnx.Rngs, *, temperature: float = 1.0
+    ) -> Float[np.ndarray, "rows h w c"]:
+        """Draws samples: those of `batch_generate_samples` with the same generators.
+
+        Args:
+            num_samples: How many, from 1.
+            rngs: Random number generators; one `sample` key is drawn.
+            temperature: Standard deviation of the prior's noise, from 0; 1 is the model's own.
+        """
+        inputs = sampling_inputs(self.batcher.executor, num_samples, temperature)
+        outputs = self.batcher.submit_async("generate", inputs, key=sample_key(rngs), num_rows=num_samples)
+        return (await outputs)["x"]
+
+    def shutdown(self) -> None:
+        """Finishes what was asked for and refuses what is new."""
+        self.batcher.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
+        await asyncio.to_thread(self.batcher.close, drain=error is None)

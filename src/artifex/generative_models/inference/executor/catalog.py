@@ -1,0 +1,145 @@
+"""The programs of one model, by endpoint, options and the dtype of pictures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from artifex.generative_models.core.endpoint import Endpoint
+from artifex.generative_models.core.errors import InputError, InputTypeError
+from artifex.generative_models.inference.executor.kept import KeptPrograms
+from artifex.generative_models.inference.executor.placement import Placement
+from artifex.generative_models.inference.executor.program import Program
+from artifex.generative_models.inference.executor.settings import Tuned
+from artifex.generative_models.inference.executor.weights import Weights
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+
+# Endpoint, the options that were changed, and the pictures that come as uint8.
+_Identity = tuple[str, tuple[tuple[str, Hashable], ...], tuple[str, ...]]
+
+
+class Catalog:
+    """Makes each program when it is first asked for.
+
+    Args:
+        endpoints: The model's, by name.
+        batch_sizes: Of each endpoint, ascending.
+        tuned: What tuning found out, by endpoint.
+        weights: Gives the weights to trace with.
+        place: Where rows and weights lie.
+        dtype: Of the computation.
+        kept: What earlier processes found out.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, Endpoint],
+        batch_sizes: Mapping[str, tuple[int, ...]],
+        tuned: Mapping[str, Tuned],
+        weights: Callable[[], Weights],
+        place: Placement,
+        dtype: DTypeLike | None,
+        kept: KeptPrograms | None,
+    ):
+        self._endpoints = endpoints
+        self._batch_sizes = batch_sizes
+        self._tuned = tuned
+        self._weights = weights
+        self._place = place
+        self._dtype = dtype
+        self._kept = kept
+        self._pictures = {
+            name: tuple(n for n, spec in endpoint.inputs.items() if spec.image_range is not None)
+            for name, endpoint in endpoints.items()
+        }
+        self.compile_count = 0  # executables, so far
+        self._programs: dict[_Identity, Program] = {}
+        self._lock = threading.Lock()
+
+    def find(
+        self, endpoint: str, options: Mapping[str, Hashable], inputs: Mapping[str, Any] | None = None
+    ) -> Program:
+        """The program for what a caller gives.
+
+        Args:
+            endpoint: Name of the endpoint.
+            options: Static options.
+            inputs: Of which pictures may be uint8.
+
+        Raises:
+            InputError: An unknown endpoint or option.
+            InputTypeError: An option that is not hashable.
+        """
+        pictures = self._pictures.get(endpoint)
+        if pictures and inputs:
+            uint8 = tuple([n for n in pictures if getattr(inputs.get(n), "dtype", None) == np.uint8])
+            return self._program(endpoint, options, uint8)
+        return self._program(endpoint, options, ())
+
+    def forms(self, endpoint: str, options: Mapping[str, Hashable]) -> list[Program]:
+        """An endpoint for pictures in the model's dtype and, where it takes them, for uint8 ones.
+
+        Arguments and errors are those of `find`.
+        """
+        pictures = self._pictures.get(endpoint)
+        return [self._program(endpoint, options, uint8) for uint8 in ([(), pictures] if pictures else [()])]
+
+    def executable(self, program: Program, size: int) -> jax.stages.Compiled:
+        """A program's executable of a batch size, compiled where it is missing."""
+        return program.executables.get(size) or program.executable(size, self._weights(), self._count)
+
+    def _count(self) -> None:
+        with self._lock:
+            self.compile_count += 1
+
+    def share(self, other: Catalog) -> None:
+        """Takes over the programs of another model's catalog, which fit."""
+        self._programs, self._lock = other._programs, other._lock
+        if self._kept is not None and other._kept is not None:
+            self._kept.take_over(other._kept)
+
+    def _program(self, endpoint: str, options: Mapping[str, Hashable], uint8: tuple[str, ...]) -> Program:
+        identity: _Identity = (endpoint, self._changed(endpoint, options) if options else (), uint8)
+        return self._programs.get(identity) or self._new(identity)
+
+    def _changed(self, endpoint: str, options: Mapping[str, Hashable]) -> tuple[tuple[str, Hashable], ...]:
+        """The options that differ from their defaults, so that equal choices share executables."""
+        defaults = self._endpoints[endpoint].options if endpoint in self._endpoints else {}
+        for name, value in options.items():
+            if name not in defaults:
+                raise InputError(
+                    f"{endpoint}: unknown option {name!r}; it takes {', '.join(defaults) or 'none'}"
+                )
+            if not isinstance(value, Hashable):
+                raise InputTypeError(f"{endpoint}: option {name}: expected something hashable, got {value!r}")
+        return tuple(sorted((name, value) for name, value in options.items() if value != defaults[name]))
+
+    def _new(self, identity: _Identity) -> Program:
+        name, options, uint8 = identity
+        endpoint = self._endpoints.get(name)
+        if endpoint is None:
+            raise InputError(f"no endpoint {name!r}; there are {', '.join(self._endpoints)}")
+        settings = self._tuned[name].settings if name in self._tuned else {}
+        with self._lock:
+            if identity not in self._programs:
+                self._programs[identity] = Program(
+                    name,
+                    endpoint,
+                    dict(options),
+                    uint8,
+                    self._weights(),
+                    self._place,
+                    self._dtype,
+                    batch_sizes=self._batch_sizes[name],
+                    settings=settings,
+                    kept=None
+                    if self._kept is None
+                    else self._kept.program(name, dict(options), settings, uint8),
+                )
+            return self._programs[identity]

@@ -1,0 +1,79 @@
+"""Pictures that every machine of a job opens for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.inference.offline.parquet_pictures import (
+    ParquetPictures,
+    open_parquet,
+    parquet_files,
+)
+from artifex.generative_models.inference.offline.sources import PictureFiles, open_pictures
+
+Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+
+class Pictures(Protocol):
+    """Numbered pictures, read when their turn comes."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, first: int = 0, stop: int | None = None) -> Any:
+        """Pictures `first` to `stop`: an array [rows, H, W, C], or an iterator of such arrays."""
+        ...
+
+    def identity(self) -> Any:
+        """Something that differs when the pictures do, as JSON takes it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where a job's pictures are.
+
+    Args:
+        paths: Picture files and folders, one `.npy` or `.npz` array, or Parquet files and folders.
+        column: Of Parquet files.
+        resize: Resizes pictures of another size; otherwise they are an error.
+    """
+
+    paths: tuple[Path, ...]
+    column: str
+    resize: bool
+
+    @staticmethod
+    def of(paths: Paths, column: str, resize: bool) -> Inputs:
+        """Paths as a user gives them."""
+        several = [paths] if isinstance(paths, str | PathLike) else paths
+        return Inputs(tuple(Path(path).expanduser().absolute() for path in several), column, resize)
+
+    def open(self, shape: tuple[int, ...]) -> Pictures:
+        """Opens them.
+
+        Args:
+            shape: Shape (H, W, C) of the model's pictures.
+
+        Raises:
+            InputError: There are none, they do not fit the model, or there is no such column.
+            InputTypeError: They are neither encoded pictures, nor uint8, nor floating-point.
+            OSError: A path is not there or cannot be read.
+        """
+        files = [file for path in self.paths for file in parquet_files(path)]
+        if not files:
+            return open_pictures(self.paths, shape, resize=self.resize)
+        others = [path for path in self.paths if not parquet_files(path)]
+        if others:
+            raise InputError(f"expected either Parquet files or other pictures, got {others[0]} as well")
+        return open_parquet(files, self.column, shape, resize=self.resize)
+
+    def pinned(self, opened: Pictures) -> Inputs:
+        """The same, folders replaced by the files that were found in them."""
+        if isinstance(opened, PictureFiles | ParquetPictures):
+            return Inputs(tuple(opened.paths), self.column, self.resize)
+        return self

@@ -1,0 +1,12 @@
+"""A cache of their own and short rounds, for all that tunes."""
+
+import pytest
+
+from artifex.generative_models.inference.tuning import trials
+
+
+@pytest.fixture(autouse=True)
+def _own_cache_and_short_rounds(monkeypatch, tmp_path):
+    monkeypatch.setenv("ARTIFEX_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(trials, "_GLANCE_SECONDS", 1e-3)
+    monkeypatch.setattr(trials, "_TURN_SECONDS", 1e-3)
