@@ -9,7 +9,8 @@ from shared import rows
 
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.inference import Executor, InferencePipeline
-from artifex.serving.plane.loaded_model import LoadedModel, is_picture
+from artifex.generative_models.inference.images import is_picture
+from artifex.serving.plane.loaded_model import LoadedModel
 from artifex.serving.plane.origins import ExportSource
 
 ROW = TensorSpec((3,), np.float32)

@@ -15,9 +15,10 @@ from starlette.requests import Request
 from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.batching.queue import Outputs
+from artifex.generative_models.inference.images import is_picture
 from artifex.serving.http.codec import parameter_values, parse_object
 from artifex.serving.plane.dataplane import Call, DataPlane
-from artifex.serving.plane.loaded_model import ServedEndpoint, is_picture
+from artifex.serving.plane.loaded_model import ServedEndpoint
 from artifex.serving.plane.pictures import decode_pictures
 from artifex.serving.plane.requests import InferRequest
 from artifex.serving.plane.statuses import explain

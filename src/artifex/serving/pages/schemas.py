@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from artifex.generative_models.core.endpoint import TensorSpec
+from artifex.generative_models.inference.images import is_picture
 from artifex.serving.pages.examples import needed_inputs
-from artifex.serving.plane.loaded_model import ServedEndpoint, is_picture
+from artifex.serving.plane.loaded_model import ServedEndpoint
 from artifex.serving.plane.tensors import DTYPES
 
 Json = dict[str, Any]

@@ -13,7 +13,8 @@ import numpy as np
 from artifex.generative_models.core.errors import ArtifexError, InputError
 from artifex.generative_models.core.keys import RowKeys
 from artifex.generative_models.inference.executor.jobs import Job
-from artifex.serving.plane.loaded_model import LoadedModel, ServedEndpoint, is_picture
+from artifex.generative_models.inference.images import is_picture
+from artifex.serving.plane.loaded_model import LoadedModel, ServedEndpoint
 from artifex.serving.plane.pictures import decode_pictures
 from artifex.serving.plane.repository import Repository
 from artifex.serving.plane.requests import InferRequest, InferResponse, Parameters

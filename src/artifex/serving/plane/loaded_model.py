@@ -17,7 +17,7 @@ from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.batching.batcher import Batcher
 from artifex.generative_models.inference.batching.stats import BatcherStats
 from artifex.generative_models.inference.executor.executor import Executor
-from artifex.generative_models.inference.images import PICTURE_CHANNELS
+from artifex.generative_models.inference.images import is_picture
 from artifex.generative_models.inference.pipeline import InferencePipeline
 from artifex.serving.plane.tensors import datatype_of
 
@@ -155,11 +155,6 @@ class LoadedModel:
     async def unused(self) -> None:
         """Waits until no stream uses it."""
         await self._unused.wait()
-
-
-def is_picture(spec: TensorSpec) -> bool:
-    """Whether rows are pictures [H, W, C] that a PNG can hold."""
-    return len(spec.shape) == 3 and spec.shape[2] in PICTURE_CHANNELS
 
 
 def _served(executor: Executor, name: str) -> ServedEndpoint:
