@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 pytestmark = pytest.mark.slow
 
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -29,7 +30,7 @@ def commands(page):
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
 def test_code_blocks_run(page, tmp_path):
-    environment = {**os.environ}
+    environment = {**os.environ, "PATH": PATH}
     if "tune" in "".join(code for _, code in blocks(page)):  # what it finds is the page's own
         environment["ARTIFEX_CACHE_DIR"] = str(tmp_path / "cache")
     session = "\n".join(code for language, code in blocks(page) if language == "python")
@@ -42,9 +43,8 @@ def test_code_blocks_run(page, tmp_path):
 
 
 def test_a_command_runs_in_a_shell(tmp_path):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = commands(ROOT / "README.md")[0]
-    subprocess.run(["bash", "-euc", command], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True)
+    subprocess.run(["bash", "-euc", command], cwd=tmp_path, env=os.environ | {"PATH": PATH}, check=True)
 
 
 def test_every_page_is_in_the_navigation():

@@ -69,7 +69,7 @@ def test_benchmark_draws_curves(model: Path, cli: Cli, folder: Path):
     ("args", "message"),
     [
         (["--endpoint", "sing"], "no endpoint 'sing'; there are encode, decode, reconstruct, generate"),
-        (["--devices", "9"], "num_devices: expected 1 to 8"),
+        (["--devices", "9"], "num_devices: expected 1 to 2"),
         (["--plot", "curve.jpg"], "curve.jpg: expected a .png, got '.jpg'"),
         (["--plot", "file/curve.png"], "file: "),
     ],

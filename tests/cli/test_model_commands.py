@@ -23,7 +23,7 @@ def test_inspect_tells_the_facts(model: Path, cli: Cli):
     assert facts["bytes_on_disk"] == sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
     assert facts["config"] == config
     assert facts["training"] | {"model_type": "vae"} == metadata
-    assert [device["id"] for device in facts["devices"]] == list(range(8))
+    assert [device["id"] for device in facts["devices"]] == [0, 1]
     assert facts["endpoints"].keys() == {"encode", "decode", "reconstruct", "generate"}
     picture = {"shape": [8, 8, 1], "dtype": "float32", "default": None, "doc": ""}
     assert facts["endpoints"]["decode"]["outputs"] == {"x": picture}

@@ -54,7 +54,7 @@ def test_unwritable_folder_says_one_line(model: Path, failing_cli: FailingCli, n
         (["-o", "full"], "full is not empty"),
         (["-o", "out.png", "-n", "2000000"], "out.png: a grid of 2,000,000 pictures"),
         (["-o", "out.npy", "-n", str(10**15)], "out.npy.partial: "),
-        (["--devices", "9"], "num_devices: expected 1 to 8"),
+        (["--devices", "9"], "num_devices: expected 1 to 2"),
     ],
 )
 def test_impossible_output_says_one_line(model: Path, failing_cli: FailingCli, args: list[str], message: str):

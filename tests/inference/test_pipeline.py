@@ -97,7 +97,10 @@ def test_a_model_in_another_range_gets_its_range(tmp_path, tiny_vae):
     export_model(tiny_vae, tmp_path / "m", step=0, training_steps=0, final_loss=0.0, image_range=(-1, 1))
     pipeline = artifex.load(tmp_path / "m")
     levels = np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)
-    np.testing.assert_allclose(np.ravel(pipeline.preprocess_fn(levels)), [-1, 1])
+    pixels = levels.repeat(32, axis=2).reshape(1, 8, 8, 1)
+    scaled = pipeline.encode(pixels.astype(np.float32) / 127.5 - 1)
+    np.testing.assert_allclose(pipeline.encode(pixels), scaled, **TOLERANCE)
+    assert np.abs(np.asarray(pipeline.encode(pixels / np.float32(255))) - np.asarray(scaled)).max() > 1e-3
     np.testing.assert_array_equal(np.ravel(pipeline.postprocess_fn(np.array([[-1.0, 1.0]]))), [0, 255])
 
 

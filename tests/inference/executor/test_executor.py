@@ -354,14 +354,14 @@ from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.inference import Executor
 
 def hungry(model, keys, inputs):  # a sort keeps XLA from never making the array
-    big = jnp.broadcast_to(inputs["x"][:, None], (len(inputs["x"]), 1 << 25))  # 128 MiB a row
-    return {"y": jnp.sort(big * jnp.arange(1.0, 1.0 + (1 << 25))[None], axis=1)[:, 0]}
+    big = jnp.broadcast_to(inputs["x"][:, None], (len(inputs["x"]), 1 << 22))  # 16 MiB a row
+    return {"y": jnp.sort(big * jnp.arange(1.0, 1.0 + (1 << 22))[None], axis=1)[:, 0]}
 
 endpoint = Endpoint(hungry, {"x": TensorSpec((), jnp.float32)})
 executor = Executor(None, {"hungry": endpoint}, batch_sizes=(1, 64))
 executor.warmup()
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + (3 << 30), size + (3 << 30)))
+resource.setrlimit(resource.RLIMIT_AS, (size + (3 << 27), size + (3 << 27)))
 print(np.asarray(executor("hungry", {"x": np.ones(3, np.float32)})["y"]).tolist())
 print(executor._catalog.find("hungry", {}).max_batch_size)
 """
@@ -655,7 +655,7 @@ def test_uint8_pictures_are_scaled_on_the_device(image_range, dtype):
         np.testing.assert_allclose(found, scaled, atol=1e-6 if dtype is None else 2**-8)
     count = executor.compile_count
     np.testing.assert_array_equal(executor("run", {"x": scaled})["x"], executor("run", {"x": scaled})["x"])
-    assert executor.compile_count == count + 2  # floating-point pictures have executables of their own
+    assert executor.compile_count == count + 1  # floating-point pictures have executables of their own
     chunks = [{"x": pixels[:4]}, {"x": scaled[4:6]}, {"x": pixels[6:]}]
     rows = [outputs["x"] for outputs in executor.map("run", chunks)]
     np.testing.assert_allclose(np.concatenate(rows), scaled, atol=1e-6 if dtype is None else 2**-8)

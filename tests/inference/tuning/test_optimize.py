@@ -7,6 +7,7 @@ import pytest
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
 from artifex.generative_models.inference import Executor
+from artifex.generative_models.inference.executor.runner import Runner
 from artifex.generative_models.inference.executor.settings import load_tuned
 from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.tuning.optimize import optimize_batch_size, tune
@@ -116,14 +117,14 @@ def test_no_memory_for_the_smallest_batch(ran):
 
 
 def test_running_out_of_memory_leaves_the_larger_batches_out(monkeypatch):
-    run = Executor._dispatch
+    run = Runner.dispatch
 
-    def run_out(self, weights, job, start, stop, size):
+    def run_out(self, job, start, stop, size):
         if size > 4:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return run(self, weights, job, start, stop, size)
+        return run(self, job, start, stop, size)
 
-    monkeypatch.setattr(Executor, "_dispatch", run_out)
+    monkeypatch.setattr(Runner, "dispatch", run_out)
     report = tune_third()
     assert report.too_large == 8
     assert {trial.candidate.batch_size for trial in report.trials} == {2, 4}
@@ -134,7 +135,7 @@ def test_any_other_failure_is_passed_on(monkeypatch, error):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(Executor, "_dispatch", fail)
+    monkeypatch.setattr(Runner, "dispatch", fail)
     with pytest.raises(type(error), match="broken"):
         tune_third()
 

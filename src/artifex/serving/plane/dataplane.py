@@ -189,7 +189,9 @@ class DataPlane:
         """How many rows a request is for, where that is said other than by its inputs."""
         if wanted is not None and (type(wanted) is not int or wanted < 1):
             raise InputError(f"num_samples: expected a number from 1, got {short(wanted)}")
-        if wanted is None and seeds is not None and len(seeds) > 1:
+        if seeds is not None and len(seeds) > 1:
+            if wanted not in (None, len(seeds)):
+                raise InputError(f"seed: got {len(seeds)} seeds for {wanted} samples")
             wanted = len(seeds)
         self._limit(wanted or 1)
         return wanted
