@@ -19,7 +19,6 @@ import numpy as np
 from common import Facts, Row
 
 from artifex.generative_models.inference.offline.npy import NpyWriter
-from artifex.generative_models.inference.offline.parts import NpyParts
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 from artifex.ray import encode_dataset
 from artifex.ray.cluster import joined
@@ -112,19 +111,19 @@ def two_actors(folder: Path, images: Path) -> tuple[list[Row], Facts]:
 def killed(folder: Path, images: Path) -> tuple[list[Row], Facts]:
     """One of two actors gets SIGKILL in the middle; the output must be that of the undisturbed loop."""
     half = threading.Event()
-    wrote = NpyParts.wrote
+    wrote = NpyWriter.wrote
 
-    def noting(self: NpyParts, start: int, stop: int) -> None:
+    def noting(self: NpyWriter, start: int, stop: int) -> None:
         wrote(self, start, stop)
         if not half.is_set() and self.rows_done >= ROWS // 4:
             half.set()
             os.kill(_an_actor(), signal.SIGKILL)
 
-    NpyParts.wrote = noting
+    NpyWriter.wrote = noting
     try:
         facts = job(images, folder / "killed.npy", 2, 1.0)
     finally:
-        NpyParts.wrote = wrote
+        NpyWriter.wrote = wrote
     equal = (folder / "killed.npy").read_bytes() == (folder / "loop.npy").read_bytes()
     told = "complete, equal" if half.is_set() and equal else "not equal"
     rows: list[Row] = [

@@ -150,15 +150,15 @@ def test_a_killed_actor_loses_and_repeats_no_row(
 DRIVER = """
 import os, signal, sys
 from artifex.generative_models.inference.offline import npy
-from artifex.generative_models.inference.offline.parts import NpyParts
+from artifex.generative_models.inference.offline.npy import NpyWriter
 from artifex.ray import encode_dataset
 npy._FLUSH_SECONDS = 0.0
-wrote = NpyParts.wrote
+wrote = NpyWriter.wrote
 def dying(self, start, stop):
     wrote(self, start, stop)
     if self.rows_done >= 24:
         os.kill(os.getpid(), signal.SIGKILL)
-NpyParts.wrote = dying
+NpyWriter.wrote = dying
 encode_dataset(*sys.argv[1:], address="local", batch_size=4, rows_per_shard=8)
 """
 

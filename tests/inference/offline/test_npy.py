@@ -74,8 +74,9 @@ def test_rows_on_record_are_in_the_file(path: Path, rows: np.ndarray, always_rec
         for start in (0, 4, 8):
             writer.write(rows[start : start + 4])
             done = json.loads(path.with_name("out.npy.partial.json").read_bytes())["rows_done"]
-            assert done == min(start + 4, 10)
-            np.testing.assert_array_equal(np.load(path.with_name("out.npy.partial"))[:done], rows[:done])
+            ((_, stop),) = done
+            assert stop == min(start + 4, 10)
+            np.testing.assert_array_equal(np.load(path.with_name("out.npy.partial"))[:stop], rows[:stop])
 
 
 def test_resumes_when_every_row_was_written_but_not_the_name(

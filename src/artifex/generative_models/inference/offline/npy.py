@@ -6,8 +6,8 @@ import io
 import os
 import sys
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
@@ -26,14 +26,15 @@ _FLUSH_SECONDS = 1.0
 _FLUSH_BYTES = 64 << 20
 
 
-class AbstractNpy(ABC):
+class NpyWriter:
     """A `.npy` file that appears when it is whole.
 
     Until then the rows are in `<name>.partial`, whose full size is reserved at the start, and
     `<name>.partial.json` says how many of them are on disk and which job they belong to. A job that
     was stopped, however it was stopped, resumes where it was.
 
-    Use it as a context manager: leaving the block gives the file its name.
+    Rows are written one chunk after another by `write`, or by other processes to their `place`, of which this
+    one then takes note by `wrote`. Use it as a context manager: leaving the block gives the file its name.
 
     Args:
         path: The file; one that is there is replaced when the new one is whole.
@@ -60,6 +61,9 @@ class AbstractNpy(ABC):
         self.num_rows = shape[0]
         self.rows_done = 0
         self._shape, self._dtype = shape, np.dtype(dtype)
+        self._spans: list[tuple[int, int]] = []  # that are done, in order, apart from each other
+        self._rows: np.memmap[Any, Any] | None = None
+        self._unflushed_bytes = 0
         self._partial = self.path.with_name(f"{self.path.name}.partial")
         facts = {**job, "shape": shape, "dtype": self._dtype.name}
         self._journal = Journal(self.path.with_name(f"{self.path.name}.partial.json"), self.path, facts)
@@ -78,25 +82,41 @@ class AbstractNpy(ABC):
             raise
         self._flushed_at = time.monotonic()
 
-    @abstractmethod
-    def _take_up(self, done: Any) -> int:
-        """Takes what the journal says is done, and gives its number of rows.
+    def write(self, rows: NDArray[Any]) -> None:
+        """Appends rows [chunk, ...]."""
+        stop = self.rows_done + len(rows)
+        if stop > self.num_rows:
+            raise OutputError(f"{self.path}: got {stop} rows where {self.num_rows} were announced")
+        if self._rows is None:
+            self._rows = np.memmap(self._file, self._dtype, "r+", offset=self._offset, shape=self._shape)
+        self._rows[self.rows_done : stop] = rows
+        self._unflushed_bytes += rows.nbytes
+        self.wrote(self.rows_done, stop)
 
-        Raises:
-            ValueError, TypeError: It makes no sense.
-        """
+    @property
+    def place(self) -> NpyPlace:
+        """Where the rows go."""
+        row_bytes = self._dtype.itemsize * int(np.prod(self._shape[1:], dtype=int))
+        return NpyPlace(self._partial, self._offset, row_bytes)
 
-    @abstractmethod
-    def _done(self) -> Any:
-        """What is done, as JSON takes it."""
+    def missing(self) -> list[tuple[int, int]]:
+        """The rows [start, stop) that are not there yet."""
+        edges = self._edges()
+        return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
 
-    @abstractmethod
-    def _sync(self) -> None:
-        """Puts the rows that are done on disk."""
-
-    @abstractmethod
-    def _close(self) -> None:
-        """Lets go of the file."""
+    def wrote(self, start: int, stop: int) -> None:
+        """Takes note of rows that are in their place."""
+        joined: list[tuple[int, int]] = []
+        for a, b in sorted([*self._spans, (start, stop)]):
+            if joined and a < joined[-1][1]:
+                raise OutputError(f"{self.path}: rows {a} to {joined[-1][1]} were written twice")
+            joined = (
+                [*joined[:-1], (joined[-1][0], b)] if joined and a == joined[-1][1] else [*joined, (a, b)]
+            )
+        self._spans = joined
+        self.rows_done += stop - start
+        if time.monotonic() >= self._flushed_at + _FLUSH_SECONDS or self._unflushed_bytes >= _FLUSH_BYTES:
+            self._flush()
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +132,8 @@ class AbstractNpy(ABC):
                 kept = f"{self.rows_done:,} of {self.num_rows:,} rows"
                 error.add_note(f"{kept} are kept in {self._partial}, to resume from")
         finally:
-            self._close()
+            self._rows = None  # which has the file, and its lock, as well
+            self._file.close()
 
     def _finish(self) -> None:
         if self.rows_done < self.num_rows:
@@ -124,12 +145,22 @@ class AbstractNpy(ABC):
 
     def _flush(self) -> None:
         """Puts the rows on disk, and only then in the journal."""
-        self._sync()
-        self._journal.write(self._done())
+        if self._rows is not None:
+            self._rows.flush()
+            drop_pages(self._rows)
+        self._journal.write(self._spans)
+        self._unflushed_bytes = 0
         self._flushed_at = time.monotonic()
 
-    def _is_flush_due(self) -> bool:
-        return time.monotonic() >= self._flushed_at + _FLUSH_SECONDS
+    def _edges(self) -> list[int]:
+        return [0, *(edge for span in self._spans for edge in span), self.num_rows]
+
+    def _take_up(self, done: Any) -> int:
+        """Takes what the journal says is done, and gives its number of rows."""
+        self._spans = [(int(start), int(stop)) for start, stop in done]
+        if self._edges() != sorted(self._edges()):
+            raise ValueError(f"rows {done} do not follow each other")
+        return sum(stop - start for start, stop in self._spans)
 
     def _resume(self, header: bytes, num_bytes: int) -> None:
         """Takes up what rows of this very job are on disk."""
@@ -149,7 +180,7 @@ class AbstractNpy(ABC):
             self._file.write(header)
             self._file.flush()
             _reserve(self._file, num_bytes)
-            self._journal.write(self._done())
+            self._journal.write(self._spans)
         except OSError as error:
             self._discard()
             error.filename = error.filename or str(self._partial)
@@ -160,43 +191,41 @@ class AbstractNpy(ABC):
         self._journal.path.unlink(missing_ok=True)
 
 
-class NpyWriter(AbstractNpy):
-    """Writes rows one chunk after another.
+@dataclass(frozen=True)
+class NpyPlace:
+    """Where the rows of an unfinished `.npy` file are.
 
-    Arguments and errors are those of `AbstractNpy`.
+    They are written to the file, not to a memory map of it: two machines that map one page of a network file
+    system undo each other's rows.
+
+    Args:
+        path: The unfinished file.
+        offset: Bytes before the first row.
+        row_bytes: Bytes of a row.
     """
 
-    _rows: np.memmap[Any, Any] | None = None
-    _unflushed_bytes = 0
+    path: Path
+    offset: int
+    row_bytes: int
 
-    def write(self, rows: NDArray[Any]) -> None:
-        """Appends rows [chunk, ...]."""
-        stop = self.rows_done + len(rows)
-        if stop > self.num_rows:
-            raise OutputError(f"{self.path}: got {stop} rows where {self.num_rows} were announced")
-        if self._rows is None:
-            self._rows = np.memmap(self._file, self._dtype, "r+", offset=self._offset, shape=self._shape)
-        self._rows[self.rows_done : stop] = rows
-        self.rows_done = stop
-        self._unflushed_bytes += rows.nbytes
-        if self._is_flush_due() or self._unflushed_bytes >= _FLUSH_BYTES:
-            self._flush()
-            self._unflushed_bytes = 0
-
-    def _take_up(self, done: Any) -> int:
-        return int(done)
-
-    def _done(self) -> int:
-        return self.rows_done
-
-    def _sync(self) -> None:
-        if self._rows is not None:
-            self._rows.flush()
-            drop_pages(self._rows)
-
-    def _close(self) -> None:
-        self._rows = None  # which has the file, and its lock, as well
-        self._file.close()
+    def write(self, start: int, stop: int, chunks: Iterable[NDArray[Any]]) -> None:
+        """Writes rows [start, stop) and brings them to the disk."""
+        try:
+            file = self.path.open("r+b", buffering=0)
+        except FileNotFoundError as error:
+            error.add_note("does every machine of the cluster have the same file system there?")
+            raise
+        with file:
+            file.seek(self.offset + start * self.row_bytes)
+            row = start
+            for chunk in chunks:
+                data = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+                while data:
+                    data = data[file.write(data) :]
+                row += len(chunk)
+            if row != stop:
+                raise OutputError(f"{self.path}: got {row - start} rows for {stop - start}")
+            os.fsync(file.fileno())
 
 
 def _reserve(file: BinaryIO, num_bytes: int) -> None:

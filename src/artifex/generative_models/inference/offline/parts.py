@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from artifex.generative_models.core.errors import InputError, OutputError
-from artifex.generative_models.inference.offline.npy import AbstractNpy
+from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.inference.offline.npy import NpyWriter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,7 +82,7 @@ def open_parts(
     path = Path(output).expanduser().absolute()
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        return NpyParts(path, shape, dtype, job=job, resume=resume)
+        return NpyWriter(path, shape, dtype, job=job, resume=resume)
     if suffix not in (".parquet", ""):
         raise InputError(f"{output}: expected a .npy array or a folder of Parquet parts, got {suffix!r}")
     from artifex.generative_models.inference.offline.parquet_parts import ParquetParts  # it needs pyarrow
@@ -91,90 +90,3 @@ def open_parts(
     return ParquetParts(
         path, shape, dtype, column=column, rows_per_part=rows_per_part, job=job, resume=resume
     )
-
-
-class NpyParts(AbstractNpy):
-    """One `.npy` file, into whose reserved space others write.
-
-    Arguments and errors are those of `AbstractNpy`.
-    """
-
-    _spans: tuple[tuple[int, int], ...] = ()  # that are done, in order, apart from each other
-
-    @property
-    def place(self) -> NpyPlace:
-        """Where the rows go."""
-        row_bytes = self._dtype.itemsize * int(np.prod(self._shape[1:], dtype=int))
-        return NpyPlace(self._partial, self._offset, row_bytes)
-
-    def missing(self) -> list[tuple[int, int]]:
-        """The rows [start, stop) that are not there yet."""
-        edges = [0, *(edge for span in self._spans for edge in span), self.num_rows]
-        return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
-
-    def wrote(self, start: int, stop: int) -> None:
-        """Takes note of rows that were written to their place."""
-        joined: list[tuple[int, int]] = []
-        for a, b in sorted([*self._spans, (start, stop)]):
-            if joined and a < joined[-1][1]:
-                raise OutputError(f"{self.path}: rows {a} to {joined[-1][1]} were written twice")
-            joined = (
-                [*joined[:-1], (joined[-1][0], b)] if joined and a == joined[-1][1] else [*joined, (a, b)]
-            )
-        self._spans = tuple(joined)
-        self.rows_done = sum(b - a for a, b in joined)
-        if self._is_flush_due():
-            self._flush()
-
-    def _take_up(self, done: Any) -> int:
-        self._spans = tuple((int(start), int(stop)) for start, stop in done)
-        edges = [0, *(edge for span in self._spans for edge in span), self.num_rows]
-        if edges != sorted(edges):
-            raise ValueError(f"rows {done} do not follow each other")
-        return sum(stop - start for start, stop in self._spans)
-
-    def _done(self) -> list[list[int]]:
-        return [list(span) for span in self._spans]
-
-    def _sync(self) -> None:
-        """Has nothing to do: whoever wrote the rows brought them to the disk."""
-
-    def _close(self) -> None:
-        self._file.close()
-
-
-@dataclass(frozen=True)
-class NpyPlace:
-    """Where the rows of an unfinished `.npy` file are.
-
-    They are written to the file, not to a memory map of it: two machines that map one page of a network file
-    system undo each other's rows.
-
-    Args:
-        path: The unfinished file.
-        offset: Bytes before the first row.
-        row_bytes: Bytes of a row.
-    """
-
-    path: Path
-    offset: int
-    row_bytes: int
-
-    def write(self, start: int, stop: int, chunks: Iterable[NDArray[Any]]) -> None:
-        """Writes rows [start, stop) and brings them to the disk."""
-        try:
-            file = self.path.open("r+b", buffering=0)
-        except FileNotFoundError as error:
-            error.add_note("does every machine of the cluster have the same file system there?")
-            raise
-        with file:
-            file.seek(self.offset + start * self.row_bytes)
-            row = start
-            for chunk in chunks:
-                data = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
-                while data:
-                    data = data[file.write(data) :]
-                row += len(chunk)
-            if row != stop:
-                raise OutputError(f"{self.path}: got {row - start} rows for {stop - start}")
-            os.fsync(file.fileno())

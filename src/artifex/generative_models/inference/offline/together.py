@@ -21,7 +21,7 @@ from artifex.generative_models.core.errors import ConfigError, InputError
 from artifex.generative_models.core.processes import all_of, together
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.formats.loading import find_model
-from artifex.generative_models.inference.offline.parts import NpyParts, NpyPlace
+from artifex.generative_models.inference.offline.npy import NpyPlace, NpyWriter
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Key
@@ -73,7 +73,7 @@ def write_together(
     with ExitStack() as stack:
         out = together(
             lambda: (
-                stack.enter_context(NpyParts(output, shape, dtype, job=job, resume=resume))
+                stack.enter_context(NpyWriter(output, shape, dtype, job=job, resume=resume))
                 if jax.process_index() == 0
                 else None
             )
