@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-TIMEOUT = 30  # seconds after which a test that waits has failed
+TIMEOUT = 60  # seconds after which a test that waits has failed
 
 # One float32 rounding of a sum of a few thousand products, as batch sizes sum in different orders.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
