@@ -34,6 +34,7 @@ PICTURE_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # and Pillow's names for them
 _SAFE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of what strangers send; some others run programs
 _GROUP_BYTES = 1 << 20  # of decoded pictures, for one thread at a time
 _GROUP_FILES = 8
+_AHEAD_BYTES = 64 << 20  # of decoded pictures that wait for who takes them, but one group at least
 _opening = threading.Lock()  # warnings are turned into errors for all threads at once
 _GAP = 2  # pixels between the pictures of a grid
 _MAX_GRID_PIXELS = 100_000_000  # Pillow and others refuse to open much larger ones
@@ -150,12 +151,13 @@ def decode_ahead(
 
     files = iter(files)
     size = max(min(_GROUP_BYTES // max(picture_bytes, 1), _GROUP_FILES), 1)
+    most = max(min(_AHEAD_BYTES // max(size * picture_bytes, 1), 2 * _num_decoders()), 1)
     groups = iter(lambda: list(itertools.islice(files, size)), [])
     ahead: deque[Future[tuple[list[UInt8[ndarray, "h w c"]], Exception | None]]] = deque()
     try:
         for group in groups:
             ahead.append(_decoders().submit(decode_group, group))
-            if len(ahead) > 2 * _num_decoders():
+            if len(ahead) > most:
                 yield from _taken(ahead.popleft())
         while ahead:
             yield from _taken(ahead.popleft())
