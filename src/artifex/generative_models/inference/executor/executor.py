@@ -323,8 +323,8 @@ class Executor:
         return seconds
 
     def spec(self, endpoint: str, **options: Hashable) -> tuple[Specs, Specs]:
-        """The inputs and outputs of an endpoint, one row each."""
-        program = self._catalog.find(endpoint, options)
+        """The inputs and outputs of an endpoint, one row each; traces it for pictures of all dtypes."""
+        program = self._catalog.forms(endpoint, options)[0]
         return program.inputs, program.outputs
 
     def draws(self, endpoint: str, **options: Hashable) -> bool:

@@ -102,6 +102,8 @@ class Lockstep:
         """
         if job is None:
             heard = self._exchange(_NO_FORM, _ENDED)
+        elif job.program not in self._forms:
+            raise InputError(f"{job.program.name}: on a mesh of several processes pictures have one dtype")
         else:
             heard = self._exchange(self._forms.index(job.program), job.num_rows)
         failed = [process for process, (*_, count) in enumerate(heard) if count == _FAILED]
