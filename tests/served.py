@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import io
 import json
 import signal
 import socket
@@ -56,11 +57,31 @@ def error_of(response: httpx.Response) -> str:
     return Answer(response.status_code, dict(response.headers), response.content).error
 
 
+class _Unread(io.BufferedReader):
+    """What a connection receives; a response that has been read leaves what follows it to the next."""
+
+    def close(self) -> None:
+        pass
+
+
+def read_answers(connection: socket.socket, count: int = 1, method: str = "POST") -> list[Answer]:
+    """Reads responses that follow each other."""
+    answers = []
+    with connection.makefile("rb", buffering=0) as received:
+        unread = _Unread(received)
+        for _ in range(count):
+            response = http.client.HTTPResponse(connection, method=method)
+            response.fp.close()
+            response.fp = unread
+            response.begin()
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            answers.append(Answer(response.status, headers, response.read()))
+    return answers
+
+
 def read_answer(connection: socket.socket, method: str = "POST") -> Answer:
     """Reads one response."""
-    response = http.client.HTTPResponse(connection, method=method)
-    response.begin()
-    return Answer(response.status, {name.lower(): x for name, x in response.getheaders()}, response.read())
+    return read_answers(connection, 1, method)[0]
 
 
 def watched(patch: pytest.MonkeyPatch, owner: type, *names: str) -> Callable[[str, int], None]:

@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from served import live, live_asgi, read_answer, watched
+from served import live, live_asgi, read_answer, read_answers, watched
 from shared import TIMEOUT
 
 from artifex.serving import create_app
@@ -133,7 +133,7 @@ def test_time_for_the_head_is_not_time_for_the_answer(plain, gate, monkeypatch):
 def test_requests_in_one_packet_are_answered_in_order(server):
     three = [REQUEST.replace(b"[1, 2, 3]", b"[%d, 2, 3]" % n) for n in (4, 5, 6)]
     with server.connect(b"".join(three)) as connection:
-        firsts = [read_answer(connection).body for _ in three]
+        firsts = [answer.body for answer in read_answers(connection, len(three))]
     assert [b'"data":[%d.0,' % (2 * n) in body for n, body in zip((4, 5, 6), firsts, strict=True)] == [
         True
     ] * 3
