@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from artifex.generative_models.inference import Executor, load_exported_model
-from artifex.generative_models.inference.tuning import trials
+from artifex.generative_models.inference.tuning import optimize
 
 Cli = Callable[..., str]
 
@@ -14,8 +14,8 @@ Cli = Callable[..., str]
 @pytest.fixture(autouse=True)
 def _own_cache_and_short_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("ARTIFEX_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(trials, "_GLANCE_SECONDS", 1e-3)
-    monkeypatch.setattr(trials, "_TURN_SECONDS", 1e-3)
+    monkeypatch.setattr(optimize, "_GLANCE_SECONDS", 1e-3)
+    monkeypatch.setattr(optimize, "_TURN_SECONDS", 1e-3)
 
 
 def tuned_of(model: Path) -> dict:

@@ -7,7 +7,7 @@ import pytest
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
 from artifex.generative_models.inference import Executor
-from artifex.generative_models.inference.executor.runner import Runner
+from artifex.generative_models.inference.executor.overlap import Runner
 from artifex.generative_models.inference.executor.settings import load_tuned
 from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.tuning.optimize import optimize_batch_size, tune

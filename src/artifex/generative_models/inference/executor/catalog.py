@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,13 +12,9 @@ import numpy as np
 from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import InputError, InputTypeError
 from artifex.generative_models.inference.executor.kept import KeptPrograms
-from artifex.generative_models.inference.executor.placement import Placement
 from artifex.generative_models.inference.executor.program import Program
 from artifex.generative_models.inference.executor.settings import Tuned
 from artifex.generative_models.inference.executor.weights import Weights
-
-if TYPE_CHECKING:
-    from jax.typing import DTypeLike
 
 # Endpoint, the options that were changed, and the pictures that come as uint8.
 _Identity = tuple[str, tuple[tuple[str, Hashable], ...], tuple[str, ...]]
@@ -32,8 +28,6 @@ class Catalog:
         batch_sizes: Of each endpoint, ascending.
         tuned: What tuning found out, by endpoint.
         weights: Gives the weights to trace with.
-        place: Where rows and weights lie.
-        dtype: Of the computation.
         kept: What earlier processes found out.
     """
 
@@ -43,16 +37,12 @@ class Catalog:
         batch_sizes: Mapping[str, tuple[int, ...]],
         tuned: Mapping[str, Tuned],
         weights: Callable[[], Weights],
-        place: Placement,
-        dtype: DTypeLike | None,
         kept: KeptPrograms | None,
     ):
         self._endpoints = endpoints
         self._batch_sizes = batch_sizes
         self._tuned = tuned
         self._weights = weights
-        self._place = place
-        self._dtype = dtype
         self._kept = kept
         self._pictures = {
             name: tuple(n for n, spec in endpoint.inputs.items() if spec.image_range is not None)
@@ -134,8 +124,6 @@ class Catalog:
                     dict(options),
                     uint8,
                     self._weights(),
-                    self._place,
-                    self._dtype,
                     batch_sizes=self._batch_sizes[name],
                     settings=settings,
                     kept=None

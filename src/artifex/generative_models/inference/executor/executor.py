@@ -36,8 +36,8 @@ from artifex.generative_models.inference.executor.jobs import (
 )
 from artifex.generative_models.inference.executor.kept import KeptPrograms
 from artifex.generative_models.inference.executor.lockstep import Lockstep
+from artifex.generative_models.inference.executor.overlap import Runner, num_cores
 from artifex.generative_models.inference.executor.placement import Placement
-from artifex.generative_models.inference.executor.runner import Runner, num_cores
 from artifex.generative_models.inference.executor.settings import (
     Tuned,
     load_tuned,
@@ -113,9 +113,7 @@ class Executor:
             for name in self.endpoints
         }
         weights = lambda: self._weights  # noqa: E731 - they may be swapped
-        self._catalog = Catalog(
-            self.endpoints, self._batch_sizes, self.tuned, weights, self._place, dtype, kept
-        )
+        self._catalog = Catalog(self.endpoints, self._batch_sizes, self.tuned, weights, kept)
         self._runner = Runner(self._place, self._catalog.executable, self._in_flight)
 
     def __call__(

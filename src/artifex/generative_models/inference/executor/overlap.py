@@ -1,4 +1,4 @@
-"""Several pieces under way at once, their outputs in order.
+"""Pieces of jobs, run on the device: several at once, and in smaller ones where its memory is too small.
 
 XLA's CPU backend leaves cores idle, so there several executions are in flight, each from a thread of one
 pool shared by all executors of the process; elsewhere dispatch is asynchronous, and the next piece is
@@ -9,42 +9,173 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
-from artifex.generative_models.inference.executor.jobs import Piece
+import jax
+import numpy as np
 
+from artifex.generative_models.core.errors import OutOfDeviceMemoryError
+from artifex.generative_models.inference.executor.jobs import Job, Piece
+from artifex.generative_models.inference.executor.placement import Placement
+from artifex.generative_models.inference.executor.program import Program
 
-def on_threads(
-    pieces: Iterator[Piece], complete: Callable[[Iterable[Piece]], None], in_flight: int
-) -> Iterator[Piece]:
-    """Runs pieces on threads, and yields each when it is done, in order.
+if TYPE_CHECKING:
+    from jaxtyping import Array
 
-    Args:
-        pieces: What to run.
-        complete: Runs some of them to their end, one after another.
-        in_flight: Threads.
-    """
-    submit = _pool(in_flight).submit
-    started = ((group, submit(complete, group)) for group in _groups(pieces, in_flight))
-    return _in_order(started, depth=2 * in_flight)
+# Devices that exchange parts of weights or activations must all run the same executions in the same order.
+_dispatching = threading.Lock()
 
 
-def dispatched(pieces: Iterator[Piece], dispatch: Callable[[Piece], Any], in_flight: int) -> Iterator[Piece]:
-    """Runs pieces on a backend that runs asynchronously, and yields each when it is done, in order.
+class Runner:
+    """Runs pieces of jobs.
 
     Args:
-        pieces: What to run.
-        dispatch: Starts one, and gives what waits for it by `result()` and drops it by `cancel()`.
-        in_flight: How many are under way.
+        place: Where rows and weights lie.
+        executable: Gives the executable of a batch size.
+        in_flight: How many executions of an endpoint to have under way.
     """
-    started = (([piece], dispatch(piece)) for piece in pieces)
-    return _in_order(started, depth=in_flight - 1)
+
+    def __init__(
+        self,
+        place: Placement,
+        executable: Callable[[Program, int], jax.stages.Compiled],
+        in_flight: Callable[[str], int],
+    ):
+        self.threaded = place.on_cpu and len(place.devices) == 1
+        self._place = place
+        self._executable = executable
+        self._in_flight = in_flight
+        if place.on_cpu:
+            _keep_freed_memory()
+
+    def dispatch(self, job: Job, start: int, stop: int, size: int) -> dict[str, Array]:
+        """Starts a batch, and returns its outputs before they are computed.
+
+        Args:
+            job: With its weights.
+            start: The first row.
+            stop: The row after the last.
+            size: The batch size.
+
+        Raises:
+            InputError: A value that is not finite.
+            JaxRuntimeError: The device's memory is too small, or whatever else went wrong there.
+        """
+        executable = self._executable(job.program, size)
+        arguments = job.arguments(start, stop, size)
+        if self._place.spans_processes:
+            arguments = [self._place.put_rows(argument) for argument in arguments]
+        with _dispatching if self._place.cuts_weights else nullcontext():
+            results = executable(*job.weights, *arguments)
+        if not job.is_finite:
+            job.check_finite(start, stop)  # while the device computes; a bad row spoils no other
+        if self._place.spans_processes:
+            return {name: self._place.take_rows(result) for name, result in results.items()}
+        return results
+
+    def run(self, job: Job) -> dict[str, np.ndarray]:
+        """The outputs of a job of any length, on the host."""
+        outputs = job.allocate()
+        for _ in self._flow(job.pieces(outputs)):
+            pass
+        return outputs
+
+    def outputs(self, pieces: Iterable[Piece]) -> Iterator[dict[str, np.ndarray]]:
+        """The outputs of each job whose last piece has run, in order."""
+        return (piece.outputs for piece in self._flow(pieces) if piece.is_last)
+
+    def complete(self, pieces: Iterable[Piece]) -> None:
+        """Runs pieces to the end, one after another, in smaller ones where they no longer fit the device."""
+        for piece in pieces:
+            if piece.size <= piece.job.program.max_batch_size:
+                try:
+                    piece.write(self.dispatch(piece.job, piece.start, piece.stop, piece.size))
+                    continue
+                except jax.errors.JaxRuntimeError as error:
+                    self.halve(piece.job.program, piece.size, error)
+            self.complete(piece.job.pieces(piece.outputs, piece.start, piece.stop))
+
+    def halve(self, program: Program, size: int, error: jax.errors.JaxRuntimeError) -> None:
+        """Remembers that a batch size does not fit the device; raises any other failure as it is.
+
+        Raises:
+            OutOfDeviceMemoryError: There is no smaller one, or other processes would go on with this one.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        smaller = [s for s in program.batch_sizes if s < size]
+        if self._place.spans_processes:
+            raise OutOfDeviceMemoryError(
+                f"{program.name}: out of device memory at {size} rows; give all processes a smaller batch"
+            ) from error
+        if not smaller:
+            raise OutOfDeviceMemoryError(
+                f"{program.name}: out of device memory at {size} rows, the smallest batch size"
+            ) from error
+        half = max((s for s in smaller if s <= size // 2), default=smaller[0])
+        program.batch_sizes = tuple(s for s in program.batch_sizes if s <= half)
+
+    def _flow(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """Runs pieces, several at once, and yields them in order when their outputs are on the host."""
+        pieces = iter(pieces)
+        head = list(itertools.islice(pieces, 2))
+        if not head:
+            return
+        if len(head) == 1:  # nothing to overlap with, so no thread is worth waking
+            self.complete(head)
+            yield head[0]
+            return
+        pieces = itertools.chain(head, pieces)
+        in_flight = self._in_flight(head[0].job.program.name)
+        if self.threaded:
+            submit = _pool(in_flight).submit
+            started = ((group, submit(self.complete, group)) for group in _groups(pieces, in_flight))
+            yield from _in_order(started, depth=2 * in_flight)
+        else:
+            yield from _in_order((([piece], _Dispatched(self, piece)) for piece in pieces), in_flight - 1)
+
+
+class _Dispatched:
+    """A piece under way on a backend that runs asynchronously."""
+
+    def __init__(self, runner: Runner, piece: Piece):
+        self._again = functools.partial(runner.complete, [piece])
+        self._halve = functools.partial(runner.halve, piece.job.program, piece.size)
+        self._piece = piece
+        self._results: dict[str, Array] | None = None
+        if piece.size > piece.job.program.max_batch_size:
+            return
+        try:
+            self._results = runner.dispatch(piece.job, piece.start, piece.stop, piece.size)
+            for result in self._results.values():
+                result.copy_to_host_async()
+        except jax.errors.JaxRuntimeError as error:
+            self._halve(error)
+            self._results = None
+
+    def result(self) -> None:
+        """Waits, and copies the outputs to the host."""
+        if self._results is None:
+            return self._again()
+        try:
+            self._piece.write(self._results)
+        except jax.errors.JaxRuntimeError as error:
+            self._halve(error)
+            self._again()
+
+    def cancel(self) -> None:
+        """What is dispatched runs to its end; nobody waits for it."""
 
 
 def _in_order(started: Iterator[tuple[list[Piece], Any]], depth: int) -> Iterator[Piece]:
+    """Waits for pieces under way, each time for those that were started first when there are over `depth`."""
     window: deque[tuple[list[Piece], Any]] = deque()
     try:
         for item in started:
@@ -76,3 +207,25 @@ def _groups(pieces: Iterator[Piece], in_flight: int) -> Iterator[list[Piece]]:
 @functools.cache
 def _pool(in_flight: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(in_flight, thread_name_prefix="artifex")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the device's memory is too small."""
+    return isinstance(error, OutOfDeviceMemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+@functools.cache
+def num_cores() -> int:
+    """How many executions compute at once on the CPU."""
+    return min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, 8)
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Makes the C library hold on to the temporary buffers that executions free.
+
+    GNU's gives large blocks back to the system and has the next execution fault every page in anew, until
+    it has once seen a block of such a size freed: then it keeps all up to that size, 32 MiB at most. Without
+    this a batch of 64 pictures alone takes twice as long.
+    """
+    np.empty(31 << 20, np.uint8)

@@ -19,7 +19,6 @@ from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.keys import default_key_impl, derived_keys
 from artifex.generative_models.inference.cache import without_compilation_cache
 from artifex.generative_models.inference.executor.kept import KeptProgram, Trace
-from artifex.generative_models.inference.executor.placement import Placement
 from artifex.generative_models.inference.executor.settings import Setting
 from artifex.generative_models.inference.executor.weights import Weights
 
@@ -36,9 +35,7 @@ class Program:
         endpoint: The endpoint.
         options: The options that differ from their defaults.
         uint8: Names of the pictures that come as uint8, for the executable to scale.
-        weights: Of the model to trace with.
-        place: Where rows and weights lie.
-        dtype: Of the computation; None is each array's own.
+        weights: Of the model to trace with; rows lie where they do, and have the dtype that they are cast to.
         batch_sizes: The row counts to compile for, ascending.
         settings: How to compile some of them.
         kept: What earlier processes found out.
@@ -54,8 +51,6 @@ class Program:
         options: Mapping[str, Hashable],
         uint8: tuple[str, ...],
         weights: Weights,
-        place: Placement,
-        dtype: DTypeLike | None,
         *,
         batch_sizes: tuple[int, ...],
         settings: Mapping[int, Setting],
@@ -67,13 +62,13 @@ class Program:
             name: dataclasses.replace(spec, dtype=np.uint8) if name in uint8 else spec
             for name, spec in endpoint.inputs.items()
         }
-        self.place = place
+        self.place = weights.place
         self.batch_sizes = batch_sizes  # fewer when the device runs out of memory
         self.executables: dict[int, jax.stages.Compiled] = {}
         self.key_impl = default_key_impl()
         self._endpoint = endpoint
         self._uint8 = uint8
-        self._dtype = dtype
+        self._dtype = weights.dtype
         self._settings = settings
         self._lock = threading.Lock()
         self._pending: dict[int, Future[jax.stages.Compiled]] = {}

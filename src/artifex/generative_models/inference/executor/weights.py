@@ -28,8 +28,8 @@ class Weights:
     """
 
     def __init__(self, model: Any, place: Placement, dtype: DTypeLike | None):
-        self._place = place
-        self._dtype = dtype
+        self.place = place
+        self.dtype = dtype
         names: list[AxisNames]
         if _is_nnx(model):
             from flax import nnx
@@ -75,9 +75,9 @@ class Weights:
         return module
 
     def _placed(self, leaf: Any, sharding: jax.sharding.Sharding) -> Array:
-        if self._dtype is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            leaf = jnp.asarray(leaf, self._dtype)
-        return self._place.put_weight(leaf, sharding)
+        if self.dtype is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            leaf = jnp.asarray(leaf, self.dtype)
+        return self.place.put_weight(leaf, sharding)
 
 
 def _reader(variables: Sequence[Any]) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +15,29 @@ import jax
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import Endpoint, Model
 from artifex.generative_models.core.errors import CacheError, InputError, OutOfDeviceMemoryError
-from artifex.generative_models.inference.executor.settings import powers_up_to, save_tuned
+from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.executor.overlap import is_out_of_memory
+from artifex.generative_models.inference.executor.program import cpu_options
+from artifex.generative_models.inference.executor.settings import Setting, Tuned, powers_up_to, save_tuned
 from artifex.generative_models.inference.executor.shared import forget_executors
+from artifex.generative_models.inference.measure.throughput import (
+    batch_stream,
+    measure_latency,
+    measure_throughput,
+)
 from artifex.generative_models.inference.measure.timing import check_count
 from artifex.generative_models.inference.tuning.results import Trial, TuningReport
-from artifex.generative_models.inference.tuning.search import search
-from artifex.generative_models.inference.tuning.trials import Bench, frozen_heap
+from artifex.generative_models.inference.tuning.search import Candidate, Space, search
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
+
+_GLANCE_SECONDS = 0.05
+_GLANCES = 3
+_TURN_SECONDS = 0.1
+_TURNS = 7
+_FINALISTS = 5
+_AS_FAST = 0.98  # a smaller batch that reaches this share of the highest rate is as good, and answers sooner
 
 
 def tune(
@@ -62,9 +78,12 @@ def tune(
         OutOfDeviceMemoryError: There is no memory for even the smallest batch size.
     """
     start = time.perf_counter()
-    bench = Bench(model, endpoint, endpoints, mesh, dtype, max_memory, progress)
+    make = partial(Executor, model, endpoints, mesh=mesh, dtype=dtype)
+    bench = _Bench(endpoint, make, max_memory, progress)
     space = bench.space(powers_up_to(256) if batch_sizes is None else batch_sizes)
-    with frozen_heap():
+    gc.collect()
+    gc.freeze()  # else the collection that each measurement starts with looks through all that lives already
+    try:
         if exhaustive:
             for candidate in space:
                 bench.measure(candidate)
@@ -75,6 +94,8 @@ def tune(
                 f"{endpoint}: no memory for a batch of {space.batch_sizes[0]}, the smallest of all"
             )
         chosen = bench.best()
+    finally:
+        gc.unfreeze()
     report = TuningReport(
         endpoint,
         DeviceManager().default_device.device_kind,
@@ -133,3 +154,113 @@ def optimize_batch_size(
         progress=progress,
     )
     return report.chosen.candidate.batch_size
+
+
+class _Bench:
+    """Measures candidates for one endpoint, and keeps the trials.
+
+    Args:
+        endpoint: Name of the endpoint.
+        make: Makes executors of the model, given the settings that candidates differ in.
+        max_memory: As for `tune`.
+        progress: As for `tune`.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        make: Callable[..., Executor],
+        max_memory: int | None,
+        progress: Callable[[Trial], None] | None,
+    ):
+        self._endpoint = endpoint
+        self._make = make
+        self._max_memory = max_memory
+        self._progress = progress
+        self._executors: dict[tuple[int, Setting], Executor] = {}
+        self.trials: dict[Candidate, Trial] = {}
+        self.too_large: int | None = None
+
+    def space(self, batch_sizes: Sequence[int]) -> Space:
+        """What may be tried on the devices at hand."""
+        for size in batch_sizes:
+            check_count("batch_sizes", size, 1)
+        plain = self._make(batch_sizes=batch_sizes, tuned=False)
+        plain.spec(self._endpoint)  # raises where there is none
+        usual = plain.executions_in_flight
+        on_cpu = DeviceManager().default_device.platform == "cpu"
+        return Space(
+            plain.batch_sizes,
+            fusion=(False, True) if on_cpu and cpu_options() else (False,),
+            executions_in_flight=(usual, *(count for count in range(usual + 1, 0, -1) if count != usual)),
+        )
+
+    def executor(self, candidate: Candidate) -> Executor:
+        """Runs a candidate and no other batch size; compiled once for any number of executions in flight."""
+        size, setting = candidate.batch_size, candidate.setting
+        tuned = {self._endpoint: Tuned(size, candidate.executions_in_flight, {size: setting})}
+        if (size, setting) not in self._executors:
+            self._executors[size, setting] = self._make(batch_sizes=(size,), tuned=tuned)
+        self._executors[size, setting].tuned = tuned
+        return self._executors[size, setting]
+
+    def measure(self, candidate: Candidate) -> float | None:
+        """Rows a second of a candidate at a glance; None where it does not fit the device."""
+        size = candidate.batch_size
+        executor = self.executor(candidate)
+        try:
+            compile_seconds = executor.warmup([self._endpoint])[self._endpoint][size]
+            cost = executor.cost(self._endpoint, size)
+            memory = (cost.memory_bytes - cost.weight_bytes) * candidate.executions_in_flight
+            free = DeviceManager().free_memory() if self._max_memory is None else self._max_memory
+            if free is not None and memory > free:
+                raise OutOfDeviceMemoryError(f"{size} rows need {memory:,} bytes, and {free:,} are free")
+            latency = measure_latency(executor, self._endpoint, size, 10, warmup_runs=1).median
+            glance = measure_throughput(
+                executor,
+                self._endpoint,
+                size,
+                min_seconds=_GLANCE_SECONDS,
+                num_rounds=_GLANCES,
+                batch_seconds=latency,
+            )
+        except (OutOfDeviceMemoryError, jax.errors.JaxRuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.too_large = size if self.too_large is None else min(size, self.too_large)
+            return None
+        rates = tuple(glance.rows / glance.rounds.seconds)
+        trial = self.trials[candidate] = Trial(candidate, compile_seconds, cost, memory, latency, rates)
+        if self._progress is not None:
+            self._progress(trial)
+        return trial.rows_per_second
+
+    def best(self) -> Trial:
+        """Measures the fastest few again, in turns, and chooses one."""
+        fastest: dict[tuple[int, Setting], Candidate] = {}  # with the best number of executions in flight
+        for trial in sorted(self.trials.values(), key=lambda trial: -trial.rows_per_second):
+            candidate = trial.candidate
+            fastest.setdefault((candidate.batch_size, candidate.setting), candidate)
+        finalists = list(fastest.values())[:_FINALISTS]
+        rates: dict[Candidate, list[float]] = {candidate: [] for candidate in finalists}
+        streams = {
+            candidate: batch_stream(
+                self.executor(candidate),
+                self._endpoint,
+                candidate.batch_size,
+                min_seconds=_TURN_SECONDS,
+                batch_seconds=self.trials[candidate].latency_seconds,
+            )
+            for candidate in finalists
+        }
+        for _ in range(_TURNS):
+            for candidate, (run, num_rows) in streams.items():
+                self.executor(candidate)  # with its number of executions in flight
+                start = time.perf_counter()
+                run()
+                rates[candidate].append(num_rows / (time.perf_counter() - start))
+        again = [replace(self.trials[candidate], rates=tuple(rates[candidate])) for candidate in finalists]
+        self.trials.update((trial.candidate, trial) for trial in again)
+        highest = max(trial.rows_per_second for trial in again)
+        as_fast = [trial for trial in again if trial.rows_per_second >= _AS_FAST * highest]
+        return min(as_fast, key=lambda trial: (trial.candidate.batch_size, -trial.rows_per_second))
