@@ -7,18 +7,19 @@ from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.formats.exporting import export_model
 from artifex.generative_models.inference.formats.loading import load_exported_model, load_model_for_inference
 from artifex.generative_models.inference.images import denormalize_images, normalize_images
-from artifex.generative_models.inference.measure.calls import benchmark_inference, benchmark_vae_inference
+from artifex.generative_models.inference.measure.calls import (
+    benchmark_inference,
+    benchmark_vae_inference,
+    inference_with_jit,
+)
 from artifex.generative_models.inference.measure.endpoints import benchmark_model
 from artifex.generative_models.inference.offline.batch import (
     batch_encode_images,
     batch_generate_samples,
-    memory_efficient_inference,
-    parallel_batch_inference,
-)
-from artifex.generative_models.inference.offline.compiled import (
     encode_images_jit,
     generate_samples_jit,
-    inference_with_jit,
+    memory_efficient_inference,
+    parallel_batch_inference,
 )
 from artifex.generative_models.inference.pipeline import InferencePipeline
 from artifex.generative_models.inference.streaming import StreamingGenerator, stream_samples

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from artifex import __version__
 from artifex.generative_models.core.config import read_json
 from artifex.generative_models.core.endpoint import Model
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.keys import sample_key
+from artifex.generative_models.core.processes import whole
 from artifex.generative_models.core.sharding import Shard, WeightLayout
 from artifex.generative_models.inference.executor.executor import Executor
-from artifex.generative_models.inference.executor.jobs import aligned_empty
 from artifex.generative_models.inference.executor.settings import powers_up_to
 from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.formats.loading import (
@@ -27,10 +31,8 @@ from artifex.generative_models.inference.formats.loading import (
 )
 from artifex.generative_models.inference.formats.warm_start import Snapshot
 from artifex.generative_models.inference.images import denormalize_images, taking_uint8
-from artifex.generative_models.inference.offline.batch import encode_chunks, generate_chunks
-from artifex.generative_models.inference.offline.chunks import Rows, collect, num_rows, row_chunks
-from artifex.generative_models.inference.offline.identity import job_identity
-from artifex.generative_models.inference.offline.progress import track_rows
+from artifex.generative_models.inference.offline.batch import collect_placed, encode_chunks, generate_chunks
+from artifex.generative_models.inference.offline.chunks import Rows, num_rows, row_chunks
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -106,7 +108,8 @@ class InferencePipeline:
             InputError: No rows, a wrong shape, values that are not finite, or an `out` that does not fit.
             InputTypeError: A wrong dtype.
         """
-        return self._collect(self.encode_chunks(images), num_rows(images), "encode", out, progress)
+        chunks = self.encode_chunks(images)
+        return collect_placed(self.executor, chunks, num_rows(images), "encode", out, progress)
 
     def decode(
         self, latents: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
@@ -115,7 +118,8 @@ class InferencePipeline:
 
         Arguments and errors are those of `encode`.
         """
-        return self._collect(self.decode_chunks(latents), num_rows(latents), "decode", out, progress)
+        chunks = self.decode_chunks(latents)
+        return collect_placed(self.executor, chunks, num_rows(latents), "decode", out, progress)
 
     def reconstruct(
         self, images: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
@@ -125,7 +129,7 @@ class InferencePipeline:
         Arguments and errors are those of `encode`.
         """
         chunks = self.reconstruct_chunks(images)
-        return self._collect(chunks, num_rows(images), "reconstruct", out, progress)
+        return collect_placed(self.executor, chunks, num_rows(images), "reconstruct", out, progress)
 
     def generate(
         self,
@@ -152,7 +156,7 @@ class InferencePipeline:
             InputError: No samples, a negative temperature, or an `out` that does not fit.
         """
         chunks = self.generate_chunks(num_samples, key=sample_key(rngs), temperature=temperature)
-        return self._collect(chunks, num_samples, "generate", out, progress)
+        return collect_placed(self.executor, chunks, num_samples, "generate", out, progress)
 
     def interpolate(self, start: Any, end: Any, num_steps: int) -> Array | NDArray[Any]:
         """Pictures on the straight line between two pictures' latents, both ends included.
@@ -209,8 +213,20 @@ class InferencePipeline:
         Raises:
             InputError: An unknown endpoint.
         """
-        model = [self.config, self.metadata]
-        return job_identity(self.executor, endpoint, self.rows_per_batch(endpoint), model)
+        executor = self.executor
+        model = hashlib.sha256(json.dumps([self.config, self.metadata], sort_keys=True).encode())
+        for leaf in executor.weights:
+            model.update(np.ascontiguousarray(whole(leaf)).reshape(-1).view(np.uint8).data)
+        return {
+            "model": model.hexdigest(),
+            "batch_size": self.rows_per_batch(endpoint),
+            "tuned": repr(executor.tuned.get(endpoint)),
+            "devices": 1 if executor.mesh is None else executor.mesh.size,
+            "device_kind": jax.devices()[0].device_kind,
+            "compute_dtype": None if executor.dtype is None else str(jnp.dtype(executor.dtype)),
+            "artifex": __version__,
+            "jax": jax.__version__,
+        }
 
     def _preprocessed(self, images: Rows, endpoint: str) -> Iterator[NDArray[Any]]:
         chunks = row_chunks(images, self.rows_per_batch(endpoint))
@@ -218,18 +234,6 @@ class InferencePipeline:
 
     def _postprocessed(self, chunks: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
         return (np.asarray(self.postprocess_fn(chunk)) for chunk in chunks)
-
-    def _collect(
-        self,
-        chunks: Iterable[NDArray[Any]],
-        total: int | None,
-        name: str,
-        out: NDArray[Any] | None,
-        progress: bool,
-    ) -> Array | NDArray[Any]:
-        tracked = track_rows(chunks, total, name) if progress else chunks
-        values = collect(tracked, total, out, aligned_empty)
-        return self.executor.place(values) if out is None else out
 
 
 def load_pipeline(

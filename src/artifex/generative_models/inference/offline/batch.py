@@ -1,4 +1,4 @@
-"""Batch inference: any number of rows from memory, from disk or from an iterator."""
+"""Encoding, decoding and sampling: any number of rows from memory, from disk or from an iterator."""
 
 from __future__ import annotations
 
@@ -20,8 +20,29 @@ from artifex.generative_models.inference.offline.progress import track_rows
 
 if TYPE_CHECKING:
     from flax import nnx
+    from jax.typing import ArrayLike
     from jaxtyping import Array, Float
     from numpy.typing import NDArray
+
+
+def generate_samples_jit(model: Model | Executor, z: ArrayLike) -> Float[Array, "rows h w c"]:
+    """Decodes latents [rows, latent], compiled; any number of rows.
+
+    Raises:
+        InputError: A wrong shape, no rows, or values that are not finite.
+        InputTypeError: A wrong dtype.
+    """
+    return executor_for(model)("decode", {"z": z})["x"]
+
+
+def encode_images_jit(model: Model | Executor, images: ArrayLike) -> Float[Array, "rows latent"]:
+    """Encodes pictures [rows, H, W, C] to the means of their posteriors, compiled; any number of rows.
+
+    Raises:
+        InputError: A wrong shape, no rows, or values that are not finite.
+        InputTypeError: A wrong dtype.
+    """
+    return executor_for(model)("encode", {"x": images})["mean"]
 
 
 def batch_encode_images(
@@ -81,8 +102,7 @@ def batch_generate_samples(
     if out is None and not progress:
         return executor("generate", inputs, key=key, num_rows=num_samples)["x"]
     chunks = generate_chunks(executor, num_samples, batch_size, key, temperature)
-    samples = collect(_tracked(chunks, num_samples, "generate", progress), num_samples, out, aligned_empty)
-    return executor.place(samples) if out is None else out
+    return collect_placed(executor, chunks, num_samples, "generate", out, progress)
 
 
 def parallel_batch_inference(
@@ -133,8 +153,8 @@ def memory_efficient_inference(
     DeviceManager().cleanup()
     executor = executor_for(model, batch_size=batch_size)
     total = num_rows(images)
-    chunks = _tracked(encode_chunks(executor, images, batch_size), total, "encode", progress)
-    return collect(chunks, total, None, aligned_empty)
+    chunks = encode_chunks(executor, images, batch_size)
+    return collect(track_rows(chunks, total, "encode") if progress else chunks, total, None, aligned_empty)
 
 
 def sampling_inputs(executor: Executor, num_samples: int, temperature: float) -> dict[str, float]:
@@ -190,19 +210,25 @@ def encode_chunks(executor: Executor, images: Rows, batch_size: int | None) -> I
     return (outputs["mean"] for outputs in executor.map("encode", chunks))
 
 
+def collect_placed(
+    executor: Executor,
+    chunks: Iterable[NDArray[Any]],
+    total: int | None,
+    description: str,
+    out: NDArray[Any] | None,
+    progress: bool,
+) -> Array | NDArray[Any]:
+    """Puts chunks together, in `out` or in a new array on the device; shows a bar on stderr if asked to."""
+    tracked = track_rows(chunks, total, description) if progress else chunks
+    values = collect(tracked, total, out, aligned_empty)
+    return executor.place(values) if out is None else out
+
+
 def _encode(
     executor: Executor, images: Rows, batch_size: int | None, out: NDArray[Any] | None, progress: bool
 ) -> Any:
     in_memory = isinstance(images, np.ndarray | jax.Array) and not isinstance(images, np.memmap)
     if in_memory and out is None and not progress:
         return executor("encode", {"x": images})["mean"]
-    total = num_rows(images)
-    chunks = _tracked(encode_chunks(executor, images, batch_size), total, "encode", progress)
-    latents = collect(chunks, total, out, aligned_empty)
-    return executor.place(latents) if out is None else out
-
-
-def _tracked(
-    chunks: Iterable[NDArray[Any]], total: int | None, description: str, progress: bool
-) -> Iterable[NDArray[Any]]:
-    return track_rows(chunks, total, description) if progress else chunks
+    chunks = encode_chunks(executor, images, batch_size)
+    return collect_placed(executor, chunks, num_rows(images), "encode", out, progress)

@@ -8,49 +8,20 @@ lost half written is just written again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from artifex.generative_models.core.errors import InputError
-from artifex.generative_models.inference.offline.npy import NpyWriter
+from artifex.generative_models.inference.offline.npy import NpyPlace, NpyWriter
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from artifex.generative_models.inference.offline.parquet_parts import ParquetParts, ParquetPlace
 
-
-class Place(Protocol):
-    """Where rows go; it travels to whoever writes them."""
-
-    def write(self, start: int, stop: int, chunks: Iterable[NDArray[Any]]) -> None:
-        """Writes rows `start` to `stop`, in chunks [rows, ...], and brings them to the disk."""
-        ...
-
-
-class Parts(Protocol):
-    """An output under way; leaving its block makes the result appear."""
-
-    path: Path
-    num_rows: int
-    rows_done: int
-
-    @property
-    def place(self) -> Place:
-        """Where its rows go."""
-        ...
-
-    def missing(self) -> list[tuple[int, int]]:
-        """The rows [start, stop) that are not there yet."""
-        ...
-
-    def wrote(self, start: int, stop: int) -> None:
-        """Takes note of rows that were written to their place."""
-        ...
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None: ...
+Parts: TypeAlias = "NpyWriter | ParquetParts"  # under way; leaving its block makes the result appear
+Place: TypeAlias = "NpyPlace | ParquetPlace"  # where its rows go; it travels to whoever writes them
 
 
 def open_parts(
