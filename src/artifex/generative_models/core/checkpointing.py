@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx
+from flax import nnx, traverse_util
 
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.errors import (
@@ -32,7 +32,7 @@ from artifex.generative_models.core.errors import (
     InputError,
 )
 from artifex.generative_models.core.processes import whole
-from artifex.generative_models.core.sharding import AxisNames, WeightLayout
+from artifex.generative_models.core.sharding import WeightLayout
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -95,7 +95,7 @@ def save_checkpoint(manager: ocp.CheckpointManager, model: nnx.Module, step: int
     if step in manager.all_steps():
         raise CheckpointError(f"step {step} is already in {manager.directory}; steps are never overwritten")
     state = nnx.state(model)
-    checksums = {_join(path): _crc32(leaf) for path, leaf in _variables(state).items()}
+    checksums = {_join(path): _crc32(leaf.get_raw_value()) for path, leaf in _variables(state).items()}
     try:
         manager.save(
             step,
@@ -143,21 +143,25 @@ def load_checkpoint(
     item_dir, step = _locate(manager, step)
     saved = _saved_arrays(item_dir)
     graphdef, abstract = nnx.split(template)
-    wanted = _variables(abstract)
+    variables = _variables(abstract)
+    wanted = {path: variable.get_raw_value() for path, variable in variables.items()}
     source = _match(wanted, saved)
     _check_structure(wanted, saved, source, item_dir, cast=dtype is not None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(DeviceManager().default_device)
     shardings = {
-        source[path]: _sharding_of(sharding, source[path], saved[source[path]], names)
-        for path, names in _axis_names(abstract).items()
+        source[path]: _sharding_of(sharding, source[path], saved[source[path]], variable)
+        for path, variable in variables.items()
     }
     arrays = _restore(item_dir, {path: saved[path] for path in source.values()}, shardings)
     restored = {path: arrays[source[path]] for path in wanted}
     if step is not None:
         _check_checksums(Path(manager.directory) / str(step), restored)
     if dtype is not None:
-        restored = {path: _cast(array, dtype) for path, array in restored.items()}
+        restored = {
+            path: array.astype(dtype) if _is_floating(array.dtype) else array
+            for path, array in restored.items()
+        }
     state = nnx.from_flat_state(
         [(path, variable.replace(restored[_names(path)])) for path, variable in nnx.to_flat_state(abstract)]
     )
@@ -190,11 +194,9 @@ def _saved_arrays(item_dir: Path) -> dict[_Path, Any]:
         metadata = ocp.PyTreeCheckpointHandler().metadata(item_dir)
     except _DAMAGE as error:
         raise CheckpointCorruptError(f"cannot read the checkpoint in {item_dir}: {error}") from error
-    leaves = jax.tree_util.tree_flatten_with_path(metadata.tree)[0]
-    saved = {tuple(_key_name(key) for key in path): leaf for path, leaf in leaves}
-    if any(path[0] == _ITEM for path in saved):
-        saved = {path: leaf for path, leaf in saved.items() if path[0] == _ITEM}
-    return {path: leaf for path, leaf in saved.items() if leaf is not None}
+    saved = _flat(metadata.tree)
+    of_model = {path: leaf for path, leaf in saved.items() if path[0] == _ITEM}
+    return of_model or saved
 
 
 def _match(wanted: Mapping[_Path, Any], saved: Mapping[_Path, Any]) -> dict[_Path, _Path]:
@@ -242,11 +244,11 @@ def _check_structure(
 
 
 def _sharding_of(
-    sharding: jax.sharding.Sharding | WeightLayout, path: _Path, leaf: Any, names: AxisNames
+    sharding: jax.sharding.Sharding | WeightLayout, path: _Path, leaf: Any, variable: Any
 ) -> jax.sharding.Sharding:
-    """Where one weight goes."""
+    """Where one weight goes; its layer may name its axes."""
     if isinstance(sharding, WeightLayout):
-        return sharding.sharding(leaf.shape, names)
+        return sharding.sharding(leaf.shape, variable.get_metadata().get("out_sharding") or ())
     try:
         sharding.shard_shape(tuple(leaf.shape))
     except ValueError as error:
@@ -257,12 +259,12 @@ def _sharding_of(
 def _restore(
     item_dir: Path, saved: Mapping[_Path, Any], shardings: Mapping[_Path, jax.sharding.Sharding]
 ) -> dict[_Path, jax.Array]:
-    target: dict[str, Any] = {}
-    for path, leaf in saved.items():
-        node = target
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
+    target = traverse_util.unflatten_dict(
+        {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
+            for path, leaf in saved.items()
+        }
+    )
     arguments = ocp.args.PyTreeRestore(
         item=target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -276,8 +278,7 @@ def _restore(
     except Exception as error:  # which is what Orbax raises where an array cannot be read
         reason = error.__cause__ or error
         raise CheckpointCorruptError(f"cannot restore the checkpoint in {item_dir}: {reason}") from error
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {tuple(_key_name(key) for key in path): leaf for path, leaf in leaves}
+    return _flat(tree)
 
 
 def _check_checksums(step_dir: Path, restored: Mapping[_Path, jax.Array]) -> None:
@@ -298,29 +299,20 @@ def _check_checksums(step_dir: Path, restored: Mapping[_Path, jax.Array]) -> Non
 
 
 def _variables(state: nnx.State) -> dict[_Path, Any]:
-    return {_names(path): variable.get_raw_value() for path, variable in nnx.to_flat_state(state)}
-
-
-def _axis_names(state: nnx.State) -> dict[_Path, AxisNames]:
-    """The names that layers give the axes of each weight, if any."""
-    variables = nnx.to_flat_state(state)
-    return {_names(path): variable.get_metadata().get("out_sharding") or () for path, variable in variables}
+    return {_names(path): variable for path, variable in nnx.to_flat_state(state)}
 
 
 def _names(path: tuple[Any, ...]) -> _Path:
     return tuple(str(part) for part in path)
 
 
-def _key_name(key: Any) -> str:
-    return str(key.key if isinstance(key, jax.tree_util.DictKey) else key.idx)
+def _flat(tree: Any) -> dict[_Path, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
 
 
 def _crc32(array: jax.Array) -> int:
     return zlib.crc32(np.ascontiguousarray(whole(array)).reshape(-1).view(np.uint8).data)
-
-
-def _cast(array: jax.Array, dtype: DTypeLike) -> jax.Array:
-    return array.astype(dtype) if _is_floating(array.dtype) else array
 
 
 def _is_floating(dtype: DTypeLike) -> bool:

@@ -62,15 +62,10 @@ class DeviceManager:
 
     def memory(self) -> list[DeviceMemory]:
         """Memory figures of each local device."""
-        reports = [(device, device.memory_stats() or {}) for device in jax.local_devices()]
+        facts = ("bytes_in_use", "peak_bytes_in_use", "bytes_limit")
         return [
-            DeviceMemory(
-                device,
-                report.get("bytes_in_use"),
-                report.get("peak_bytes_in_use"),
-                report.get("bytes_limit"),
-            )
-            for device, report in reports
+            DeviceMemory(device, *map((device.memory_stats() or {}).get, facts))
+            for device in jax.local_devices()
         ]
 
     def free_memory(self) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 2**32 - 1  # row numbers are uint32
 
 
+@dataclass(slots=True, eq=False)
 class RowKeys:
     """The keys of a job's rows, before they are derived.
 
@@ -34,20 +36,13 @@ class RowKeys:
         first_row: Number of the first row of a whole job.
     """
 
-    __slots__ = ("first_row", "impl", "words")
-
-    def __init__(self, impl: str, words: UInt32[np.ndarray, ...], first_row: int = 0):
-        self.impl = impl
-        self.words = words
-        self.first_row = first_row
+    impl: str
+    words: UInt32[np.ndarray, ...]
+    first_row: int = 0
 
     @classmethod
     def of_key(cls, key: Key[Array, ""], first_row: int = 0) -> RowKeys:
-        """Row i uses `fold_in(key, first_row + i)`.
-
-        Args:
-            key: The job's.
-            first_row: Number of the first row, where this is a part of a longer job.
+        """Row i uses `fold_in(key, first_row + i)` of the job's key.
 
         Raises:
             InputError: Not one key of the default kind.
@@ -59,9 +54,6 @@ class RowKeys:
     def of_keys(cls, keys: Key[Array, " rows"]) -> RowKeys:
         """Row i uses `keys[i]`.
 
-        Args:
-            keys: One a row.
-
         Raises:
             InputError: Not a row of keys of the default kind.
             InputTypeError: Not typed keys.
@@ -70,11 +62,7 @@ class RowKeys:
 
     @classmethod
     def of_seed(cls, seed: int | Sequence[int], first_row: int = 0) -> RowKeys:
-        """Row i is sample `first_row + i` of a seed, or sample 0 of its own.
-
-        Args:
-            seed: An integer, which means `nnx.Rngs(seed).sample()`; or a list of one a row.
-            first_row: Number of the first row, where this is a part of a longer job of one seed.
+        """Row i is sample `first_row + i` of `nnx.Rngs(seed)`; of a list of seeds, sample 0 of its own.
 
         Raises:
             InputTypeError: Not integers.
@@ -98,12 +86,7 @@ class RowKeys:
 
 
 def packed_keys(parts: Sequence[tuple[RowKeys, int, int]], size: int) -> UInt32[np.ndarray, "rows words+2"]:
-    """What an executable takes: rows `start` to `stop` of several jobs, and zeros up to a batch size.
-
-    Args:
-        parts: Keys of jobs, each with the first row and the one after the last.
-        size: Rows in all.
-    """
+    """What an executable takes: rows `start` to `stop` of several jobs, and zeros up to a batch size."""
     width = parts[0][0].words.shape[-1]
     num_words = width - 2 if parts[0][0].words.ndim == 2 else width
     packed = np.zeros((size, num_words + 2), np.uint32)
@@ -139,11 +122,7 @@ def sample_key(rngs: nnx.Rngs | int) -> Key[Array, ""]:
 
 
 def seed_words(seeds: Sequence[int]) -> UInt32[np.ndarray, "seeds words"]:
-    """The words of `sample_key` of each seed, on the host.
-
-    Args:
-        seeds: Integers, as `nnx.Rngs` takes them.
-    """
+    """The words of `sample_key` of each seed, on the host; seeds are integers, as `nnx.Rngs` takes them."""
     if not seeds:
         return np.zeros((0, 2), np.uint32)
     if default_key_impl() == "threefry2x32" and 0 <= min(seeds) <= max(seeds) < 2**32:

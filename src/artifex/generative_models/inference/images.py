@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
     from numpy import ndarray
 
+    _Decoded = tuple[list[UInt8[ndarray, "h w c"]], Exception | None]  # and what the next one raised
+
 PICTURE_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # and Pillow's names for them
 _SAFE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of what strangers send; some others run programs
+_NUM_DECODERS = min(os.cpu_count() or 1, 4)
 _GROUP_BYTES = 1 << 20  # of decoded pictures, for one thread at a time
 _GROUP_FILES = 8
 _AHEAD_BYTES = 64 << 20  # of decoded pictures that wait for who takes them, but one group at least
@@ -118,8 +121,9 @@ def decode_picture(
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = Image.MAX_IMAGE_PIXELS
         raise InputError(f"{name}: more than {limit:,} pixels; scale it down first") from error
-    except (OSError, *DAMAGED) as error:
-        raise InputError(f"{name}: not a picture that can be read: {_without_address(error)}") from error
+    except (OSError, *DAMAGED) as error:  # Pillow's text for an unknown format has an address in it
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{name}: not a picture that can be read: {reason}") from error
     raise InputError(
         f"{name}: {image.width} x {image.height} pixels where the model takes {width} x {height}; "
         "the option to resize scales it"
@@ -140,7 +144,7 @@ def decode_ahead(
         picture_bytes: Bytes of a decoded picture, which bound how many are decoded ahead.
     """
 
-    def decode_group(group: list[File]) -> tuple[list[UInt8[ndarray, "h w c"]], Exception | None]:
+    def decode_group(group: list[File]) -> _Decoded:
         pictures = []
         for file in group:
             try:
@@ -151,9 +155,9 @@ def decode_ahead(
 
     files = iter(files)
     size = max(min(_GROUP_BYTES // max(picture_bytes, 1), _GROUP_FILES), 1)
-    most = max(min(_AHEAD_BYTES // max(size * picture_bytes, 1), 2 * _num_decoders()), 1)
+    most = max(min(_AHEAD_BYTES // max(size * picture_bytes, 1), 2 * _NUM_DECODERS), 1)
     groups = iter(lambda: list(itertools.islice(files, size)), [])
-    ahead: deque[Future[tuple[list[UInt8[ndarray, "h w c"]], Exception | None]]] = deque()
+    ahead: deque[Future[_Decoded]] = deque()
     try:
         for group in groups:
             ahead.append(_decoders().submit(decode_group, group))
@@ -172,12 +176,7 @@ def is_picture(spec: TensorSpec) -> bool:
 
 
 def taking_uint8(endpoints: Mapping[str, Endpoint], image_range: tuple[float, float]) -> dict[str, Endpoint]:
-    """Endpoints that take uint8 pictures too, which the executable scales to the model's range.
-
-    Args:
-        endpoints: The endpoints by name.
-        image_range: The low and the high end of the model's pixel values.
-    """
+    """The endpoints, taking uint8 pictures too, which the executable scales to the model's range."""
 
     def taking(spec: TensorSpec) -> TensorSpec:
         is_scaled = is_picture(spec) and np.dtype(spec.dtype).kind not in "biuc"
@@ -236,23 +235,13 @@ class PictureGrid:
             self._num_placed += 1
 
 
-def _taken(
-    group: Future[tuple[list[UInt8[ndarray, "h w c"]], Exception | None]],
-) -> Iterator[UInt8[ndarray, "h w c"]]:
+def _taken(group: Future[_Decoded]) -> Iterator[UInt8[ndarray, "h w c"]]:
     pictures, error = group.result()
     yield from pictures
     if error is not None:
         raise error
 
 
-def _num_decoders() -> int:
-    return min(os.cpu_count() or 1, 4)
-
-
 @functools.cache
 def _decoders() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_num_decoders(), thread_name_prefix="artifex-pictures")
-
-
-def _without_address(error: Exception) -> str:
-    return "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
+    return ThreadPoolExecutor(_NUM_DECODERS, thread_name_prefix="artifex-pictures")

@@ -79,10 +79,7 @@ class StreamingGenerator:
     def __next__(self) -> Float[np.ndarray, "h w c"]:
         try:
             if not self._samples and not self._draw_first():
-                block = self._wanted()
-                if block is None:
-                    raise StopIteration
-                self._read(block.result())
+                self._read(self._wanted(StopIteration).result())
             return self._samples.popleft()
         except CancelledError:  # closed from another thread
             raise StopIteration from None
@@ -96,9 +93,7 @@ class StreamingGenerator:
     async def __anext__(self) -> Float[np.ndarray, "h w c"]:
         try:
             if not self._samples:
-                block = self._wanted()
-                if block is None:
-                    raise StopAsyncIteration
+                block = self._wanted(StopAsyncIteration)
                 # shielded, so that a consumer that is cancelled here may come back for the same sample
                 outputs = await asyncio.shield(asyncio.wrap_future(block))
                 self._read(outputs)
@@ -143,10 +138,12 @@ class StreamingGenerator:
         self._samples.append(outputs["x"][0].copy())
         return True
 
-    def _wanted(self) -> OutputsFuture | None:
-        """The block to wait for, and from the second on the one after it under way too; None at the end."""
+    def _wanted(self, end: type[Exception]) -> OutputsFuture:
+        """The block to wait for, from the second on with the next under way too; raises `end` at the end."""
         self._draw(1 if self._block_rows == 1 else 2)
-        return self._blocks[0] if self._blocks else None
+        if not self._blocks:
+            raise end
+        return self._blocks[0]
 
     def _read(self, outputs: Mapping[str, np.ndarray]) -> None:
         """Opens the block that was waited for, and has one drawn ahead."""
@@ -181,14 +178,6 @@ def stream_samples(
 ) -> StreamingGenerator:
     """A stream of so many samples, for `for` and for `async for`.
 
-    Args:
-        model: As for `StreamingGenerator`.
-        num_samples: How many, from 0.
-        seed: As for `StreamingGenerator`.
-        start: As for `StreamingGenerator`.
-        temperature: As for `StreamingGenerator`.
-
-    Raises:
-        InputError: As for `StreamingGenerator`.
+    Arguments and errors are those of `StreamingGenerator`.
     """
     return StreamingGenerator(model, seed, start=start, num_samples=num_samples, temperature=temperature)

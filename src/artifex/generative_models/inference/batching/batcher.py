@@ -173,11 +173,6 @@ class Batcher:
     ) -> asyncio.Future[Outputs]:
         """`submit_async` of what `Executor.check` has checked already.
 
-        Args:
-            job: The call.
-            outputs: As for `submit`.
-            timeout: As for `submit`.
-
         Raises:
             InputError: An unknown output, a negative timeout, or more than the queue ever holds.
             Overloaded: The queue is full.

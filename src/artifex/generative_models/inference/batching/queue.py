@@ -135,12 +135,7 @@ class RequestQueue:
             self._shrink(line, [(request, request.num_taken, request.job.num_rows)])
 
     def take(self, first: Request, num_rows: int) -> list[Span]:
-        """Takes rows from the head of a line.
-
-        Args:
-            first: The request at its head.
-            num_rows: How many, at most those that wait there.
-        """
+        """Takes so many rows, at most all, of the line that a request is at the head of."""
         line = self._lines[id(first.job.program)]
         spans = []
         for request in line.requests:

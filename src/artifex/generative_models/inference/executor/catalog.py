@@ -27,7 +27,7 @@ class Catalog:
         endpoints: The model's, by name.
         batch_sizes: Of each endpoint, ascending.
         tuned: What tuning found out, by endpoint.
-        weights: Gives the weights to trace with.
+        weights: Gives the weights to trace with: they may be swapped.
         kept: What earlier processes found out.
     """
 
@@ -55,12 +55,7 @@ class Catalog:
     def find(
         self, endpoint: str, options: Mapping[str, Hashable], inputs: Mapping[str, Any] | None = None
     ) -> Program:
-        """The program for what a caller gives.
-
-        Args:
-            endpoint: Name of the endpoint.
-            options: Static options.
-            inputs: Of which pictures may be uint8.
+        """The program for what a caller gives; of the inputs, pictures may be uint8.
 
         Raises:
             InputError: An unknown endpoint or option.
@@ -116,6 +111,7 @@ class Catalog:
         if endpoint is None:
             raise InputError(f"no endpoint {name!r}; there are {', '.join(self._endpoints)}")
         settings = self._tuned[name].settings if name in self._tuned else {}
+        kept = None if self._kept is None else self._kept.program(name, dict(options), settings, uint8)
         with self._lock:
             if identity not in self._programs:
                 self._programs[identity] = Program(
@@ -126,8 +122,6 @@ class Catalog:
                     self._weights(),
                     batch_sizes=self._batch_sizes[name],
                     settings=settings,
-                    kept=None
-                    if self._kept is None
-                    else self._kept.program(name, dict(options), settings, uint8),
+                    kept=kept,
                 )
             return self._programs[identity]

@@ -25,12 +25,7 @@ class Cost:
 
 
 def cost_of(executable: jax.stages.Compiled, weight_bytes: int) -> Cost:
-    """Asks a compiled executable for its cost.
-
-    Args:
-        executable: The executable.
-        weight_bytes: Bytes of those of its arguments that are weights.
-    """
+    """Asks a compiled executable for its cost, given the bytes of those arguments that are weights."""
     analysis = executable.cost_analysis() or {}
     memory = executable.memory_analysis()
     held = (

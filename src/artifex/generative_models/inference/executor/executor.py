@@ -27,13 +27,7 @@ from artifex.generative_models.core.keys import RowKeys
 from artifex.generative_models.core.sharding import Shard
 from artifex.generative_models.inference.executor.catalog import Catalog
 from artifex.generative_models.inference.executor.cost import Cost, cost_of
-from artifex.generative_models.inference.executor.jobs import (
-    Inputs,
-    Job,
-    checked,
-    row_keys,
-    without_rows,
-)
+from artifex.generative_models.inference.executor.jobs import Inputs, Job, checked, row_keys, without_rows
 from artifex.generative_models.inference.executor.kept import KeptPrograms
 from artifex.generative_models.inference.executor.lockstep import Lockstep
 from artifex.generative_models.inference.executor.overlap import Runner, num_cores
@@ -112,8 +106,7 @@ class Executor:
             name: sizes_to_compile(batch_sizes, self.tuned.get(name), self._place.num_shards)
             for name in self.endpoints
         }
-        weights = lambda: self._weights  # noqa: E731 - they may be swapped
-        self._catalog = Catalog(self.endpoints, self._batch_sizes, self.tuned, weights, kept)
+        self._catalog = Catalog(self.endpoints, self._batch_sizes, self.tuned, lambda: self._weights, kept)
         self._runner = Runner(self._place, self._catalog.executable, self._in_flight)
 
     def __call__(
@@ -150,8 +143,15 @@ class Executor:
             InputTypeError: A wrong dtype.
             OutOfDeviceMemoryError: Not even the smallest batch size fits the device.
         """
-        if self._place.spans_processes:
-            return self._call_in_step(endpoint, inputs, num_rows, options, key, keys)
+        if self._place.spans_processes:  # of which this one may have no rows
+            empty = num_rows == 0 or any(
+                np.ndim(value) and not len(value) for value in (inputs or {}).values()
+            )
+            chunks = [] if empty else [(inputs, num_rows)]
+            results = list(self._stream(endpoint, chunks, options, key=key, keys=keys))
+            if not results:
+                results = [without_rows(self._catalog.find(endpoint, options)).allocate()]
+            return {name: self.place(value) for name, value in results[0].items()}
         program = self._catalog.find(endpoint, options, inputs)
         job = checked(program, inputs, num_rows, key=key, keys=keys)
         job.weights = self._weights.placed(program.weights)
@@ -208,20 +208,15 @@ class Executor:
     ) -> Job:
         """Checks a call that is to run later, merged with others: what queues are made of.
 
+        Arguments and errors are those of a call, and a few more. Inputs are not copied: leave them as they
+        are until they ran.
+
         Args:
-            endpoint: Name of the endpoint.
-            inputs: As for a call. They are not copied: leave them as they are until they ran.
-            key: As for a call.
-            keys: As for a call, or what they are derived from.
+            keys: One key a row, or what they are derived from.
             seed: An integer in place of a key, which is then that of `nnx.Rngs(seed).sample()`; or one a
                 row, each of which is then sample 0 of its seed.
-            num_rows: As for a call.
             first_row: Number of the first row, where this call is a part of a longer job.
             values: Whether to look for values that are not finite; else that is for `Job.check_finite`.
-            **options: As for a call.
-
-        Raises:
-            InputError, InputTypeError: As for a call.
         """
         if self._place.spans_processes:
             raise InputError(
@@ -445,23 +440,6 @@ class Executor:
         if unknown:
             raise InputError(f"batch_sizes: {sorted(unknown)} are not among {self.batch_sizes}")
         return sizes
-
-    def _call_in_step(
-        self,
-        endpoint: str,
-        inputs: Inputs | None,
-        num_rows: int | None,
-        options: Mapping[str, Hashable],
-        key: Any,
-        keys: Any,
-    ) -> dict[str, Array]:
-        """A call on a mesh of several processes, of which this one may have no rows."""
-        arrays = [value for value in (inputs or {}).values() if np.ndim(value)]
-        none = num_rows == 0 or any(len(array) == 0 for array in arrays)
-        chunks = [] if none else [(inputs, num_rows)]
-        results = list(self._stream(endpoint, chunks, options, key=key, keys=keys))
-        outputs = results[0] if results else without_rows(self._catalog.find(endpoint, options)).allocate()
-        return {name: self.place(value) for name, value in outputs.items()}
 
     def _stream(
         self,

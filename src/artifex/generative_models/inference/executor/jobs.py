@@ -57,13 +57,7 @@ class Job:
         return Job(self.program, stop - start, inputs, keys, self.first_row + start, self.is_finite)
 
     def pieces(self, outputs: dict[str, np.ndarray], start: int = 0, stop: int = 0) -> Iterator[Piece]:
-        """Cuts rows into batches; the batch sizes may fall in the meantime.
-
-        Args:
-            outputs: Where results go, by name.
-            start: The first row.
-            stop: The one after the last; 0 is the end.
-        """
+        """Cuts rows into batches; the batch sizes may fall in the meantime."""
         stop = stop or self.num_rows
         while start < stop:
             end = min(start + self.program.max_batch_size, stop)
@@ -143,14 +137,7 @@ def checked(
 ) -> Job:
     """Checks what a caller gives and puts it into the form that pieces are cut from.
 
-    Args:
-        program: What is to run.
-        inputs: As for a call of the executor.
-        num_rows: As for a call of the executor.
-        key: Of the whole job, as for `RowKeys.of_key`. Exactly one of three, where anything is drawn.
-        keys: One a row, as for `RowKeys.of_keys`, or `RowKeys`.
-        seed: As for `RowKeys.of_seed`.
-        first_row: Number of the first row, where this is a part of a longer job.
+    Arguments are those of `Executor.check`; `key`, `keys` or `seed` is given where anything is drawn.
 
     Raises:
         InputError: An unknown or missing input, a wrong shape, unequal or too many rows, or not one key.
@@ -177,7 +164,10 @@ def checked(
             num_rows = len(array)
         elif num_rows != len(array):
             raise InputError(f"{name}: {input_name} has {len(array)} rows where {num_rows} were expected")
-        arrays[input_name] = array if isinstance(array, np.ndarray) else _as_pieces_need(program, array, spec)
+        if not isinstance(array, np.ndarray):  # on the device already, where a whole batch may stay
+            as_it_is = array.shape[0] in program.batch_sizes and array.dtype == spec.dtype
+            array = program.place.to_rows(array) if as_it_is else np.asarray(array)
+        arrays[input_name] = array
     if num_rows is None and keys is not None:
         num_rows = keys.num_rows if isinstance(keys, RowKeys) else len(keys)
     if num_rows is None:
@@ -221,11 +211,7 @@ def row_keys(
 
 
 def merged(parts: Sequence[Part]) -> Job:
-    """Puts rows of several checked calls of one program together, padded to a batch size if they fit one.
-
-    Args:
-        parts: The rows.
-    """
+    """Puts rows of several checked calls of one program together, padded to a batch size if they fit one."""
     program = parts[0][0].program
     num_rows = sum([stop - start for _, start, stop in parts])
     fits = num_rows <= program.max_batch_size
@@ -240,12 +226,7 @@ def merged(parts: Sequence[Part]) -> Job:
 
 
 def without_rows(program: Program, keys: RowKeys | None = None) -> Job:
-    """A job without rows, to run batches of others with.
-
-    Args:
-        program: What runs.
-        keys: Any of the job, where it draws.
-    """
+    """A job without rows, to run batches of others with; `keys` are any of the job, where it draws."""
     inputs = {name: np.empty((0, *spec.shape), spec.dtype) for name, spec in program.inputs.items()}
     return Job(program, 0, inputs, keys, is_finite=True)
 
@@ -278,12 +259,6 @@ def _joined(name: str, spec: TensorSpec, parts: Iterable[Part], missing: int) ->
     # row to a thread that waits for it costs more than the copy.
     buffers = slices if np.dtype(spec.dtype).isbuiltin == 1 else [rows.view(np.uint8) for rows in slices]
     return np.frombuffer(b"".join(buffers), spec.dtype).reshape(-1, *spec.shape)
-
-
-def _as_pieces_need(program: Program, array: jax.Array, spec: TensorSpec) -> jax.Array | np.ndarray:
-    """Leaves an array on the device if it is a whole batch; others are cut on the host."""
-    as_it_is = array.shape[0] in program.batch_sizes and array.dtype == spec.dtype
-    return program.place.to_rows(array) if as_it_is else np.asarray(array)
 
 
 def _checked_array(endpoint: str, name: str, spec: TensorSpec, value: ArrayLike) -> Any:

@@ -22,46 +22,26 @@ _log = logging.getLogger("artifex")
 
 @dataclass(frozen=True)
 class Trace:
-    """What tracing finds out about an endpoint.
+    """What tracing finds out about an endpoint."""
 
-    Args:
-        weights: Places, in the flattened model, of the weights that it reads.
-        needs_keys: Whether it reads its keys.
-        outputs: One row of each output.
-        strided: Whether it has a strided convolution.
-    """
-
-    weights: tuple[int, ...]
+    weights: tuple[int, ...]  # places, in the flattened model, of those that it reads
     needs_keys: bool
     outputs: Mapping[str, TensorSpec]
-    strided: bool
+    strided: bool  # whether it has a strided convolution
 
 
 @dataclass(frozen=True)
 class KeptPrograms:
-    """The programs of one model.
+    """The programs of one model."""
 
-    Args:
-        record: What is kept of each, by name, as JSON takes it.
-        device: Where executables run.
-        keep: Makes a change to the record and writes it.
-    """
-
-    record: dict[str, Any]
-    device: jax.Device
-    keep: Callable[[Callable[[], None]], None]
+    record: dict[str, Any]  # what is kept of each, by name, as JSON takes it
+    device: jax.Device  # where executables run
+    keep: Callable[[Callable[[], None]], None]  # makes a change to the record and writes it
 
     def program(
         self, endpoint: str, options: Mapping[str, Hashable], settings: Any, uint8: Sequence[str]
     ) -> KeptProgram | None:
-        """What is kept of one program; None where its options have no form in JSON.
-
-        Args:
-            endpoint: The endpoint's name.
-            options: The options that differ from their defaults.
-            settings: How its batch sizes are compiled.
-            uint8: Names of the pictures that come as uint8.
-        """
+        """What is kept of one program; None where its options have no form in JSON."""
         try:
             name = json.dumps([endpoint, sorted(options.items()), repr(settings), *uint8])
         except TypeError:
@@ -73,17 +53,12 @@ class KeptPrograms:
         self.keep(lambda: self.record.update(other.record))
 
 
+@dataclass(frozen=True)
 class KeptProgram:
-    """What earlier processes found out about one endpoint with one choice of options.
+    """What earlier processes found out about one endpoint with one choice of options."""
 
-    Args:
-        name: The program's name within the record.
-        kept: All that the record holds.
-    """
-
-    def __init__(self, name: str, kept: KeptPrograms):
-        self._name = name
-        self._kept = kept
+    _name: str  # within the record
+    _kept: KeptPrograms
 
     def trace(self) -> Trace | None:
         """What tracing found out."""

@@ -56,13 +56,7 @@ class Runner:
             _keep_freed_memory()
 
     def dispatch(self, job: Job, start: int, stop: int, size: int) -> dict[str, Array]:
-        """Starts a batch, and returns its outputs before they are computed.
-
-        Args:
-            job: With its weights.
-            start: The first row.
-            stop: The row after the last.
-            size: The batch size.
+        """Starts rows of a job, with its weights, as one batch; returns outputs before they are computed.
 
         Raises:
             InputError: A value that is not finite.
@@ -146,29 +140,27 @@ class _Dispatched:
     """A piece under way on a backend that runs asynchronously."""
 
     def __init__(self, runner: Runner, piece: Piece):
-        self._again = functools.partial(runner.complete, [piece])
-        self._halve = functools.partial(runner.halve, piece.job.program, piece.size)
+        self._runner = runner
         self._piece = piece
         self._results: dict[str, Array] | None = None
-        if piece.size > piece.job.program.max_batch_size:
-            return
-        try:
-            self._results = runner.dispatch(piece.job, piece.start, piece.stop, piece.size)
-            for result in self._results.values():
-                result.copy_to_host_async()
-        except jax.errors.JaxRuntimeError as error:
-            self._halve(error)
-            self._results = None
+        if piece.size <= piece.job.program.max_batch_size:
+            try:
+                self._results = runner.dispatch(piece.job, piece.start, piece.stop, piece.size)
+                for result in self._results.values():
+                    result.copy_to_host_async()
+            except jax.errors.JaxRuntimeError as error:
+                runner.halve(piece.job.program, piece.size, error)
+                self._results = None
 
     def result(self) -> None:
         """Waits, and copies the outputs to the host."""
-        if self._results is None:
-            return self._again()
-        try:
-            self._piece.write(self._results)
-        except jax.errors.JaxRuntimeError as error:
-            self._halve(error)
-            self._again()
+        if self._results is not None:
+            try:
+                self._piece.write(self._results)
+                return
+            except jax.errors.JaxRuntimeError as error:
+                self._runner.halve(self._piece.job.program, self._piece.size, error)
+        self._runner.complete([self._piece])
 
     def cancel(self) -> None:
         """What is dispatched runs to its end; nobody waits for it."""

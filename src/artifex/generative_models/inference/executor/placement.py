@@ -40,6 +40,7 @@ class Placement:
             raise InputError("shard: weights are cut over a mesh; pass mesh= too")
         self.mesh = mesh
         self.shard = shard
+        self.cuts_weights = shard is not None  # over the mesh, rather than on every device
         self.spans_processes = False
         self.num_parts, self.part = 1, 0  # of the rows, among processes
         self.num_shards = 1  # of the rows that this process feeds
@@ -84,11 +85,6 @@ class Placement:
             raise InputError("mesh: expected devices of this process among the others")
         self.part = parts.index(tuple(sorted(places[jax.process_index()])))
 
-    @property
-    def cuts_weights(self) -> bool:
-        """Whether weights are cut over the mesh, rather than on every device."""
-        return self.shard is not None
-
     def weight_sharding(self, shape: Sequence[int], names: AxisNames) -> jax.sharding.Sharding:
         """Where a weight goes, given the names of its axes, if there are any."""
         return self.rows if self.layout is None else self.layout.sharding(shape, names)
@@ -104,12 +100,7 @@ class Placement:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     def rows_of_this_process(self, num_rows: int, size: int) -> range:
-        """Which rows of a job this process feeds: whole batches, shared out equally; the last gets the rest.
-
-        Args:
-            num_rows: Rows of the whole job.
-            size: Rows of a batch.
-        """
+        """Which rows of a job this process feeds: whole batches, as equally many; the last gets the rest."""
         full = num_rows // size
         share = -(-full // self.num_parts)
         start = size * min(self.part * share, full)
@@ -123,16 +114,12 @@ class Placement:
         return batch if self._only_one or batch.sharding == self.rows else jax.device_put(batch, self.rows)
 
     def put_rows(self, rows: np.ndarray) -> Any:
-        """What an executable takes for this process's rows [rows, ...] of a batch."""
-        if not self.spans_processes:
-            return rows
+        """What an executable takes for this process's rows [rows, ...] of a batch of many processes."""
         shape = (len(rows) * self.num_parts, *rows.shape[1:])
         return jax.make_array_from_process_local_data(self.rows, rows, shape)
 
     def take_rows(self, batch: Array) -> Array:
-        """The rows of this process, of a batch that an executable gave."""
-        if not self.spans_processes:
-            return batch
+        """The rows of this process, of a batch of many that an executable gave."""
         shape = (batch.shape[0] // self.num_parts, *batch.shape[1:])
         shards = [shard.data for shard in batch.addressable_shards]
         return jax.make_array_from_single_device_arrays(shape, self.local_rows, shards)

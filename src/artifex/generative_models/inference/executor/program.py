@@ -108,12 +108,9 @@ class Program:
         return self._settings.get(size, rule)
 
     def executable(self, size: int, weights: Weights, compiled: Callable[[], None]) -> jax.stages.Compiled:
-        """Compiles a batch size, once however many threads ask for it.
+        """Compiles a batch size for such weights, once however many threads ask for it.
 
-        Args:
-            size: Rows from each part of the mesh that processes feed.
-            weights: Whose shapes, dtypes and places it is compiled for.
-            compiled: Told if it was, rather than taken from what earlier processes kept.
+        `compiled` is told if it was, rather than taken from what earlier processes kept.
         """
         ready = self.executables.get(size)
         if ready is not None:
@@ -194,7 +191,8 @@ class Program:
     def _trace(self, weights: Weights) -> Trace:
         """Finds out which weights the endpoint reads, whether it reads its keys, and what it returns."""
         size = 2
-        avals = [*map(_aval, weights.placed(weights.all)), *self._row_avals(size)]
+        placed = weights.placed(weights.all)
+        avals = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in placed] + self._row_avals(size)
         closed, shapes = jax.make_jaxpr(self._function(weights, size), return_shape=True)(*avals)
         wrong = [name for name, value in shapes.items() if value.shape[:1] != (size,)]
         if wrong:
@@ -232,10 +230,6 @@ def cpu_options() -> dict[str, bool | str] | None:
 def _stand_in(leaf: Array) -> Array:
     """What to trace with in place of a weight that is not read; others' devices cannot be closed over."""
     return leaf if leaf.is_fully_addressable else jnp.zeros(leaf.shape, leaf.dtype)
-
-
-def _aval(array: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 def _has_strided_convolution(jaxpr: Any) -> bool:

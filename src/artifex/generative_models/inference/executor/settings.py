@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
+from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.inference import cache
 
 _log = logging.getLogger("artifex")
@@ -83,7 +83,7 @@ def tuning_name(
     described = [
         function.__module__,
         getattr(function, "__qualname__", type(function).__qualname__),
-        [(name, *_row(spec)) for name, spec in sorted(endpoint.inputs.items())],
+        [(name, spec.shape, str(spec.dtype)) for name, spec in sorted(endpoint.inputs.items())],
         sorted((name, repr(value)) for name, value in endpoint.options.items()),
         [(tuple(np.shape(leaf)), str(leaf.dtype)) for leaf in weights],
         None if dtype is None else str(jnp.dtype(dtype)),
@@ -121,10 +121,6 @@ def save_tuned(name: str, tuned: Tuned) -> None:
         CacheError: The cache directory cannot be used.
     """
     cache.write(name, json.dumps(asdict(tuned)).encode())
-
-
-def _row(spec: TensorSpec) -> tuple[Any, ...]:
-    return spec.shape, str(spec.dtype)
 
 
 def _checked(facts: Mapping[str, Any]) -> Tuned:

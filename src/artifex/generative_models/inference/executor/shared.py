@@ -37,10 +37,8 @@ def executor_for(
 
     Args:
         model: A model with endpoints; an executor is returned as it is.
-        batch_size: The largest batch; smaller ones are powers of two. None is as for `Executor`.
-        mesh: As for `Executor`.
-        shard: As for `Executor`.
-        dtype: As for `Executor`.
+        batch_size: The largest batch; smaller ones are powers of two. None, and what is not named here, is as
+            for `Executor`.
     """
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size: expected a positive integer, got {batch_size!r}")

@@ -90,12 +90,7 @@ class Snapshot:
         self.programs = KeptPrograms(self._record["programs"], self.device, self._keep)
 
     def model(self, model_type: str, config: Mapping[str, Any]) -> KeptModel | None:
-        """The model in parts, where it is kept.
-
-        Args:
-            model_type: The model's family.
-            config: The model's config.
-        """
+        """The model in parts, where it is kept."""
         record = self._record["weights"]
         data = None if record is None else read_part(record["part"])
         if data is None:
@@ -121,9 +116,7 @@ class Snapshot:
     def keep_model(self, model: Any) -> None:
         """Keeps weights and endpoints of the model that was restored from the export.
 
-        Args:
-            model: An NNX module; weights that are not plain arrays or take more than `MAX_WEIGHT_BYTES`
-                are left out.
+        One whose weights are not plain arrays or take more than `MAX_WEIGHT_BYTES` is left out.
         """
         leaves = jax.tree.leaves(_nnx().state(model))
         plain = all(not jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in leaves)
@@ -157,17 +150,14 @@ class Snapshot:
         """Changes the record and writes it, unless a source changed after it was loaded."""
         with self._lock:
             change()
-            self._save()
-
-    def _save(self) -> None:
-        files = self._record["files"]
-        new = {path: fingerprint.stat_of(path) for path in fingerprint.loaded_files() - files.keys()}
-        if self._stats is None or not fingerprint.unchanged_since_start(new.values()):
-            return
-        files.update(new)
-        self._record["export"] = self._stats
-        content = json.dumps(self._record).encode()
-        cache.try_write(self._name, digest_of(content).encode() + content)
+            files = self._record["files"]
+            new = {path: fingerprint.stat_of(path) for path in fingerprint.loaded_files() - files.keys()}
+            if self._stats is None or not fingerprint.unchanged_since_start(new.values()):
+                return
+            files.update(new)
+            self._record["export"] = self._stats
+            content = json.dumps(self._record).encode()
+            cache.try_write(self._name, digest_of(content).encode() + content)
 
 
 def _merge(model_type: str, config: Mapping[str, Any]) -> Callable[[list[Any]], Any]:

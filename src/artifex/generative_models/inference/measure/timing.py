@@ -6,7 +6,6 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,12 +128,18 @@ def time_calls(
         raise InputTypeError(f"inference_fn: expected a function without arguments, got {fn!r}")
     check_count("num_runs", num_runs, 1)
     check_count("warmup_runs", warmup_runs, 0)
-    with _garbage_collector_kept_out():
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
         first_seconds, _ = _timed(lambda: _checked(fn()), "the first call")
         warmed = _warm_up(fn, warmup_runs, settle_seconds)
         seconds: list[float] = []
         while len(seconds) < num_runs and (len(seconds) < MIN_RUNS or sum(seconds) < max_seconds):
             seconds.append(_timed(fn, f"run {len(seconds) + 1} of {num_runs}")[0])
+    finally:
+        if collects:
+            gc.enable()
     return Timing(np.array(seconds), first_seconds, warmed)
 
 
@@ -184,15 +189,3 @@ def _checked(result: Any) -> Any:
             f"else tells when the work is done; got {text if len(text) <= 60 else type(result).__name__}"
         )
     return result
-
-
-@contextmanager
-def _garbage_collector_kept_out() -> Iterator[None]:
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

@@ -116,13 +116,11 @@ def parallel_batch_inference(
 ) -> Float[Array, "rows latent"] | NDArray[np.floating]:
     """Encodes pictures on several devices at once; no row is dropped, whatever their number.
 
+    Arguments that are not named here are those of `batch_encode_images`.
+
     Args:
-        model: A model with an `encode` endpoint.
-        images: As for `batch_encode_images`.
         num_devices: The first so many devices; None is all.
         batch_size: Rows a batch on each device.
-        out: As for `batch_encode_images`.
-        progress: Shows a bar on stderr.
 
     Raises:
         InputError: There are not so many devices; or as for `batch_encode_images`.
@@ -138,17 +136,10 @@ def memory_efficient_inference(
 ) -> NDArray[np.floating]:
     """Encodes pictures with as little device memory as a batch needs; the results stay on the host.
 
-    Args:
-        model: A model with an `encode` endpoint, or an executor of one.
-        images: As for `batch_encode_images`.
-        batch_size: Rows a batch; small means little memory.
-        progress: Shows a bar on stderr.
+    Arguments and errors are those of `batch_encode_images`; a small batch size means little memory.
 
     Returns:
         Latents [rows, latent], a NumPy array.
-
-    Raises:
-        InputError: As for `batch_encode_images`.
     """
     DeviceManager().cleanup()
     executor = executor_for(model, batch_size=batch_size)
@@ -184,16 +175,7 @@ def generate_chunks(
     temperature: float,
     first_row: int = 0,
 ) -> Iterator[NDArray[np.floating]]:
-    """Samples `first_row` to `num_samples` of a job, a batch at a time.
-
-    Args:
-        executor: Of a model with a `generate` endpoint.
-        num_samples: Samples in the whole job.
-        batch_size: Rows a batch; None is the executor's largest.
-        key: The job's key.
-        temperature: Standard deviation of the prior's noise.
-        first_row: Where a job that was stopped goes on.
-    """
+    """Samples `first_row` to `num_samples` of a job, a batch at a time; None is the executor's largest."""
     inputs = sampling_inputs(executor, num_samples, temperature)
     batch_size = batch_size or executor.batch_sizes_of("generate")[-1]
     sizes = (min(batch_size, num_samples - row) for row in range(first_row, num_samples, batch_size))

@@ -222,10 +222,9 @@ def _decompress(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
 
 def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(file)
+    lib = np.lib.format
+    read = lib.read_array_header_1_0 if version == (1, 0) else lib.read_array_header_2_0
+    shape, fortran_order, dtype = read(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
     return shape, fortran_order, dtype

@@ -60,13 +60,11 @@ def tune(
     when that ends; the best few are then measured again in turns. Among those that are as fast within 2 %
     the smallest batch is chosen.
 
+    Arguments that are not named here are those of `Executor`.
+
     Args:
-        model: As for `Executor`.
         endpoint: Name of the endpoint; its options stay at their defaults.
-        endpoints: As for `Executor`.
         batch_sizes: Rows a batch to choose from; None is the powers of two up to 256.
-        mesh: As for `Executor`.
-        dtype: As for `Executor`.
         max_memory: Bytes of each device that batches may take; None is what is free. A batch size whose
             executions the compiler says need more is never run.
         exhaustive: Whether to try every combination instead.
@@ -127,15 +125,11 @@ def optimize_batch_size(
 ) -> int:
     """The batch size of the most rows a second among `step`, 2 `step`, … up to `max_batch_size`.
 
-    Nothing is kept; `tune` keeps what it finds.
+    Nothing is kept; `tune` keeps what it finds. Arguments that are not named here are those of `tune`.
 
     Args:
-        model: A model with endpoints.
         max_batch_size: The largest to consider, from 1.
         step: Distance between those considered, from 1.
-        endpoint: Name of the endpoint.
-        max_memory: As for `tune`.
-        progress: As for `tune`.
 
     Raises:
         InputError: A number below 1, a step above the maximum, or an unknown endpoint.

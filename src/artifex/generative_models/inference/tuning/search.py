@@ -118,16 +118,9 @@ def _doubling(sizes: Sequence[int]) -> Iterator[int]:
 
 def _between(sizes: Sequence[int], best: Candidate, rates: dict[Candidate, float]) -> list[int]:
     """The sizes halfway from the best one to those tried on either side of it."""
-    tried = {
-        candidate.batch_size for candidate in rates if replace(candidate, batch_size=best.batch_size) == best
-    }
+    tried = [i for i, size in enumerate(sizes) if replace(best, batch_size=size) in rates]
     at = sizes.index(best.batch_size)
-    middles = []
-    for step in (-1, 1):
-        reach = at + step
-        while 0 <= reach < len(sizes) and sizes[reach] not in tried:
-            reach += step
-        middle = (at + reach) // 2 if step > 0 else -(-(at + reach) // 2)
-        if 0 <= middle < len(sizes) and sizes[middle] not in tried:
-            middles.append(sizes[middle])
-    return middles
+    below = max((i for i in tried if i < at), default=-1)
+    above = min((i for i in tried if i > at), default=len(sizes))
+    middles = (-(-(at + below) // 2), (at + above) // 2)
+    return [sizes[i] for i in middles if i not in tried]
