@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -20,37 +21,24 @@ from artifex.generative_models.inference.executor.weights import Weights
 _Identity = tuple[str, tuple[tuple[str, Hashable], ...], tuple[str, ...]]
 
 
+@dataclass(eq=False)
 class Catalog:
-    """Makes each program when it is first asked for.
+    """Makes each program when it is first asked for."""
 
-    Args:
-        endpoints: The model's, by name.
-        batch_sizes: Of each endpoint, ascending.
-        tuned: What tuning found out, by endpoint.
-        weights: Gives the weights to trace with: they may be swapped.
-        kept: What earlier processes found out.
-    """
+    _endpoints: Mapping[str, Endpoint]
+    _batch_sizes: Mapping[str, tuple[int, ...]]  # of each endpoint, ascending
+    _tuned: Mapping[str, Tuned]  # what tuning found out, by endpoint
+    _weights: Callable[[], Weights]  # gives those to trace with: they may be swapped
+    _kept: KeptPrograms | None  # what earlier processes found out
+    compile_count: int = 0  # executables, so far
+    _programs: dict[_Identity, Program] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __init__(
-        self,
-        endpoints: Mapping[str, Endpoint],
-        batch_sizes: Mapping[str, tuple[int, ...]],
-        tuned: Mapping[str, Tuned],
-        weights: Callable[[], Weights],
-        kept: KeptPrograms | None,
-    ):
-        self._endpoints = endpoints
-        self._batch_sizes = batch_sizes
-        self._tuned = tuned
-        self._weights = weights
-        self._kept = kept
+    def __post_init__(self) -> None:
         self._pictures = {
             name: tuple(n for n, spec in endpoint.inputs.items() if spec.image_range is not None)
-            for name, endpoint in endpoints.items()
+            for name, endpoint in self._endpoints.items()
         }
-        self.compile_count = 0  # executables, so far
-        self._programs: dict[_Identity, Program] = {}
-        self._lock = threading.Lock()
 
     def find(
         self, endpoint: str, options: Mapping[str, Hashable], inputs: Mapping[str, Any] | None = None

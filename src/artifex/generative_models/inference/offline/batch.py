@@ -175,7 +175,7 @@ def generate_chunks(
     temperature: float,
     first_row: int = 0,
 ) -> Iterator[NDArray[np.floating]]:
-    """Samples `first_row` to `num_samples` of a job, a batch at a time; None is the executor's largest."""
+    """Samples `first_row` to `num_samples` of a job, in batches; a size of None is the executor's largest."""
     inputs = sampling_inputs(executor, num_samples, temperature)
     batch_size = batch_size or executor.batch_sizes_of("generate")[-1]
     sizes = (min(batch_size, num_samples - row) for row in range(first_row, num_samples, batch_size))

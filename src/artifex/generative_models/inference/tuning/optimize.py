@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -150,37 +150,24 @@ def optimize_batch_size(
     return report.chosen.candidate.batch_size
 
 
+@dataclass
 class _Bench:
-    """Measures candidates for one endpoint, and keeps the trials.
+    """Measures candidates for one endpoint, and keeps the trials."""
 
-    Args:
-        endpoint: Name of the endpoint.
-        make: Makes executors of the model, given the settings that candidates differ in.
-        max_memory: As for `tune`.
-        progress: As for `tune`.
-    """
-
-    def __init__(
-        self,
-        endpoint: str,
-        make: Callable[..., Executor],
-        max_memory: int | None,
-        progress: Callable[[Trial], None] | None,
-    ):
-        self._endpoint = endpoint
-        self._make = make
-        self._max_memory = max_memory
-        self._progress = progress
-        self._executors: dict[tuple[int, Setting], Executor] = {}
-        self.trials: dict[Candidate, Trial] = {}
-        self.too_large: int | None = None
+    endpoint: str
+    make: Callable[..., Executor]  # makes executors of the model, given what candidates differ in
+    max_memory: int | None
+    progress: Callable[[Trial], None] | None
+    executors: dict[tuple[int, Setting], Executor] = field(default_factory=dict)
+    trials: dict[Candidate, Trial] = field(default_factory=dict)
+    too_large: int | None = None
 
     def space(self, batch_sizes: Sequence[int]) -> Space:
         """What may be tried on the devices at hand."""
         for size in batch_sizes:
             check_count("batch_sizes", size, 1)
-        plain = self._make(batch_sizes=batch_sizes, tuned=False)
-        plain.spec(self._endpoint)  # raises where there is none
+        plain = self.make(batch_sizes=batch_sizes, tuned=False)
+        plain.spec(self.endpoint)  # raises where there is none
         usual = plain.executions_in_flight
         on_cpu = DeviceManager().default_device.platform == "cpu"
         return Space(
@@ -192,27 +179,27 @@ class _Bench:
     def executor(self, candidate: Candidate) -> Executor:
         """Runs a candidate and no other batch size; compiled once for any number of executions in flight."""
         size, setting = candidate.batch_size, candidate.setting
-        tuned = {self._endpoint: Tuned(size, candidate.executions_in_flight, {size: setting})}
-        if (size, setting) not in self._executors:
-            self._executors[size, setting] = self._make(batch_sizes=(size,), tuned=tuned)
-        self._executors[size, setting].tuned = tuned
-        return self._executors[size, setting]
+        tuned = {self.endpoint: Tuned(size, candidate.executions_in_flight, {size: setting})}
+        if (size, setting) not in self.executors:
+            self.executors[size, setting] = self.make(batch_sizes=(size,), tuned=tuned)
+        self.executors[size, setting].tuned = tuned
+        return self.executors[size, setting]
 
     def measure(self, candidate: Candidate) -> float | None:
         """Rows a second of a candidate at a glance; None where it does not fit the device."""
         size = candidate.batch_size
         executor = self.executor(candidate)
         try:
-            compile_seconds = executor.warmup([self._endpoint])[self._endpoint][size]
-            cost = executor.cost(self._endpoint, size)
+            compile_seconds = executor.warmup([self.endpoint])[self.endpoint][size]
+            cost = executor.cost(self.endpoint, size)
             memory = (cost.memory_bytes - cost.weight_bytes) * candidate.executions_in_flight
-            free = DeviceManager().free_memory() if self._max_memory is None else self._max_memory
+            free = DeviceManager().free_memory() if self.max_memory is None else self.max_memory
             if free is not None and memory > free:
                 raise OutOfDeviceMemoryError(f"{size} rows need {memory:,} bytes, and {free:,} are free")
-            latency = measure_latency(executor, self._endpoint, size, 10, warmup_runs=1).median
+            latency = measure_latency(executor, self.endpoint, size, 10, warmup_runs=1).median
             glance = measure_throughput(
                 executor,
-                self._endpoint,
+                self.endpoint,
                 size,
                 min_seconds=_GLANCE_SECONDS,
                 num_rounds=_GLANCES,
@@ -225,8 +212,8 @@ class _Bench:
             return None
         rates = tuple(glance.rows / glance.rounds.seconds)
         trial = self.trials[candidate] = Trial(candidate, compile_seconds, cost, memory, latency, rates)
-        if self._progress is not None:
-            self._progress(trial)
+        if self.progress is not None:
+            self.progress(trial)
         return trial.rows_per_second
 
     def best(self) -> Trial:
@@ -240,7 +227,7 @@ class _Bench:
         streams = {
             candidate: batch_stream(
                 self.executor(candidate),
-                self._endpoint,
+                self.endpoint,
                 candidate.batch_size,
                 min_seconds=_TURN_SECONDS,
                 batch_seconds=self.trials[candidate].latency_seconds,
