@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count={os.environ.get('ARTIFEX_TESTS_DEVICES', '2')}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles in half the time; not for `optimized` tests
 
 import atexit
 import random
@@ -42,6 +43,10 @@ share_compilations()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(eight_devices.plugin(config))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,3 +1,5 @@
+import contextlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,8 +92,16 @@ def test_identity_changes_with_the_files(files: np.ndarray):
     assert open_pictures([Path("pictures")], GREY).identity() != before
 
 
-def broken_inputs(small: np.ndarray) -> None:
-    """Makes every bad input of the table below."""
+@pytest.fixture(scope="module")
+def broken_inputs(tmp_path_factory: pytest.TempPathFactory, small: np.ndarray) -> Path:
+    """A folder with every bad input of the table below."""
+    folder = tmp_path_factory.mktemp("broken")
+    with contextlib.chdir(folder):
+        make_broken_inputs(small)
+    return folder
+
+
+def make_broken_inputs(small: np.ndarray) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)).save("good.png")
     Path("truncated.png").write_bytes(Path("good.png").read_bytes()[:60])
     Path("text.png").write_text("not a picture")
@@ -158,9 +168,9 @@ def broken_inputs(small: np.ndarray) -> None:
     ],
 )
 def test_bad_input_says_one_line(
-    model: Path, small: np.ndarray, failing_cli: FailingCli, paths: str, message: str
+    model: Path, broken_inputs: Path, failing_cli: FailingCli, paths: str, message: str
 ):
-    broken_inputs(small)
+    shutil.copytree(broken_inputs, ".", dirs_exist_ok=True)
     before = sorted(Path().iterdir())
     assert failing_cli("encode", model, *paths.split(), "-o", "latents.npy").startswith(message)
     assert [path for path in sorted(Path().iterdir()) if ".partial" not in path.name] == before

@@ -1,3 +1,4 @@
+import functools
 import gc
 import os
 from collections.abc import Callable, Iterator
@@ -37,8 +38,13 @@ def build(seed: int = 0, latent_dim: int = 4, encoder_features: tuple[int, ...] 
     return VAE((8, 8, 1), latent_dim, encoder_features, [4], rngs=nnx.Rngs(seed))
 
 
+@functools.cache
+def template_parts() -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(build))
+
+
 def template() -> VAE:
-    return nnx.eval_shape(build)
+    return nnx.merge(*template_parts())
 
 
 def save(directory: Path, **models_by_step: VAE) -> None:
