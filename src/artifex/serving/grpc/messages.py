@@ -87,10 +87,7 @@ _Response = message_class("ModelInferResponse")
 
 
 def decode_request(message: Any) -> InferRequest:
-    """A request from its message.
-
-    Args:
-        message: A ModelInferRequest.
+    """A request from a ModelInferRequest.
 
     Raises:
         InputError: It is not what the protocol says.

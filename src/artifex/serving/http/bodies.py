@@ -44,10 +44,6 @@ class BodyReader:
     async def read(self, headers: Headers, receive: Receive) -> bytes:
         """Reads a request's body.
 
-        Args:
-            headers: The request's.
-            receive: Of ASGI.
-
         Raises:
             InputError: It cannot be decompressed.
             TooLargeError: It is too large; one that says so beforehand is not read at all.
@@ -114,11 +110,7 @@ class BodyReader:
 
 
 def decompress(data: bytes, max_bytes: int) -> bytes:
-    """The contents of gzip or zlib data.
-
-    Args:
-        data: The data.
-        max_bytes: Of the contents; no more is ever decompressed.
+    """The contents of gzip or zlib data; never more than `max_bytes` of them.
 
     Raises:
         InputError: It is neither, or damaged.
@@ -137,15 +129,7 @@ def decompress(data: bytes, max_bytes: int) -> bytes:
 
 
 async def compressed(body: bytes, headers: Headers) -> tuple[bytes, str | None]:
-    """A response's body as the client accepts it.
-
-    Args:
-        body: The body.
-        headers: The request's.
-
-    Returns:
-        The body, and its encoding; None if it is as it was.
-    """
+    """A response's body as the request's headers accept it, and its encoding; None if it is as it was."""
     accepted = headers.get(b"accept-encoding")
     if accepted is None or len(body) < MIN_COMPRESSED_BYTES:
         return body, None

@@ -62,9 +62,6 @@ def decode_request(
     """A request from an HTTP body.
 
     Args:
-        model: The model's name.
-        version: The version asked for.
-        body: The body.
         header_length: Bytes of its JSON, where tensors follow; None is all.
 
     Raises:
@@ -98,10 +95,6 @@ def decode_request(
 
 def encode_response(response: InferResponse, form: OutputForm) -> tuple[list[Any], int | None]:
     """The HTTP body of a response.
-
-    Args:
-        response: The response.
-        form: Which outputs are wanted in binary form.
 
     Returns:
         The parts of the body, and the bytes of its JSON where tensors follow.
