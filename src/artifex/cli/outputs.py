@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -15,21 +15,6 @@ from artifex.generative_models.inference.offline.npy import NpyWriter
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
     from numpy.typing import NDArray
-
-
-class Output(Protocol):
-    """Takes rows in order; leaving its block makes the result appear."""
-
-    path: Path
-    num_rows: int
-    rows_done: int
-
-    def write(self, rows: NDArray[Any]) -> None:
-        """Takes the next rows [chunk, ...]."""
-        ...
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None: ...
 
 
 class PngGrid:
@@ -106,6 +91,9 @@ class PngFolder:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             error.add_note(f"{self.rows_done:,} of {self.num_rows:,} pictures are in {self.path}")
+
+
+Output = NpyWriter | PngGrid | PngFolder  # takes rows in order; leaving its block makes the result appear
 
 
 def open_output(

@@ -19,10 +19,7 @@ from artifex.generative_models.core.errors import CacheError
 from artifex.generative_models.inference.cache import cache_dir, enable_compilation_cache
 from artifex.generative_models.inference.formats.loading import load_exported_model
 from artifex.generative_models.inference.offline.progress import track_rows
-from artifex.generative_models.inference.pipeline import (
-    InferencePipeline,
-    load_pipeline,
-)
+from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,11 +103,7 @@ def run(
     """Writes the rows of a job to an output, with a progress bar on a terminal.
 
     Args:
-        pipeline: The model.
-        job: The job.
-        output: Name of the output, as `open_output` takes it.
-        batches: Options of the command.
-        columns: As for `open_output`.
+        output: As for `open_output`, and so are the columns.
 
     Returns:
         The facts of the run; its seconds are those after compiling.
@@ -155,9 +148,7 @@ def report(facts: dict[str, Any], noun: str, as_json: bool) -> None:
     """Says on stdout what a command did, here or on Ray: one line of JSON, or one for people.
 
     Args:
-        facts: What to say.
         noun: For a row.
-        as_json: Option.
     """
     if as_json:
         typer.echo(json.dumps(facts))

@@ -127,26 +127,15 @@ def _cells(trial: Trial) -> tuple[str, ...]:
 def _curve(report: TuningReport, ceilings: Ceilings) -> Curve:
     """Of each batch size, the fastest trial."""
     from artifex.cli.plot import Curve
+    from artifex.generative_models.inference.measure.roofline import roofline
 
     fastest: dict[int, Trial] = {}
     for trial in sorted(report.trials, key=lambda trial: trial.rows_per_second):
         fastest[trial.candidate.batch_size] = trial
     fastest[report.chosen.candidate.batch_size] = report.chosen
-    trials = [fastest[size] for size in sorted(fastest)]
-    return Curve(
-        report.endpoint,
-        [trial.candidate.batch_size for trial in trials],
-        [trial.rows_per_second for trial in trials],
-        [min(trial.rates) for trial in trials],
-        [max(trial.rates) for trial in trials],
-        [1e3 * trial.latency_seconds for trial in trials],
-        [_attainable(trial, ceilings) for trial in trials],
-    )
-
-
-def _attainable(trial: Trial, ceilings: Ceilings) -> float | None:
-    """Rows a second that the ceilings allow; None where the compiler tells no cost."""
-    from artifex.generative_models.inference.measure.roofline import roofline
-
-    seconds = roofline(trial.cost, trial.latency_seconds, ceilings).attainable_seconds
-    return trial.candidate.batch_size / seconds if seconds else None
+    points = []
+    for size, trial in sorted(fastest.items()):
+        rates = (trial.rows_per_second, min(trial.rates), max(trial.rates))
+        seconds = roofline(trial.cost, trial.latency_seconds, ceilings).attainable_seconds
+        points.append((size, *rates, 1e3 * trial.latency_seconds, size / seconds if seconds else None))
+    return Curve.of(report.endpoint, points)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.metrics_core import Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from artifex.generative_models.inference.batching.stats import BatcherStats
@@ -88,33 +88,29 @@ class _Counters(Collector):
             for version, by_endpoint in model.stats.items()
             for endpoint, stats in by_endpoint.items()
         ]
-        for name, (doc, value) in _COUNTERS.items():
-            yield _counter(name, doc, [(labels, value(stats)) for labels, stats in found])
-        for name, (doc, value) in _GAUGES.items():
-            gauge = GaugeMetricFamily(name, doc, labels=_LABELS)
-            for labels, stats in found:
-                gauge.add_metric(labels, value(stats))
-            yield gauge
+        for kind, table in (("unknown", _COUNTERS), ("gauge", _GAUGES)):
+            for name, (doc, value) in table.items():
+                yield _metric(name, doc, [(labels, value(stats)) for labels, stats in found], kind)
         per_batch = SummaryMetricFamily("artifex_rows_per_batch", "Rows of a batch", labels=_LABELS)
         for labels, stats in found:
             per_batch.add_metric(labels, count_value=stats.batches, sum_value=stats.rows)
         yield per_batch
-        ready = GaugeMetricFamily("artifex_model_ready", "Whether a model is loaded", labels=["model"])
-        for model in self._models:
-            ready.add_metric([model.name], float(model.version is not None))
-        yield ready
+        ready = [((model.name,), float(model.version is not None)) for model in self._models]
+        yield _metric("artifex_model_ready", "Whether a model is loaded", ready, "gauge")
         compiles = [
             ((model.name, model.version), float(model.compile_count))
             for model in self._models
             if model.version is not None
         ]
-        yield _counter("artifex_compiles", "Executables compiled", compiles)
+        yield _metric("artifex_compiles", "Executables compiled", compiles)
         yield from _PROCESS.collect()
 
 
-def _counter(name: str, doc: str, values: Iterable[tuple[tuple[str, str], float]]) -> Metric:
-    """A counter that keeps its name: prometheus_client would add `_total` to it."""
-    metric = Metric(name, doc, "unknown")
+def _metric(
+    name: str, doc: str, values: Iterable[tuple[tuple[str, ...], float]], kind: str = "unknown"
+) -> Metric:
+    """Values by their labels. Counters are "unknown": prometheus_client would add `_total` to their names."""
+    metric = Metric(name, doc, kind)
     for labels, value in values:
-        metric.add_sample(name, dict(zip(_LABELS, labels, strict=True)), value)
+        metric.add_sample(name, dict(zip(_LABELS, labels, strict=False)), value)
     return metric

@@ -28,10 +28,6 @@ class Call:
     """A checked request, ready for its model's queue.
 
     Args:
-        request: The request.
-        loaded: The model.
-        endpoint: The endpoint.
-        job: What is to run.
         seed: None where nothing is drawn; one integer for all rows, or one a row.
         timeout: Seconds until it is given up if none of its rows is under way.
     """
