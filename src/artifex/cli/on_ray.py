@@ -18,7 +18,7 @@ def runs_on_ray(
     """Whether a command is to run on Ray, by its options.
 
     Args:
-        num: Number of processes there, for each of which are the `cpus` and `gpus`.
+        num: Number of processes there; `cpus` and `gpus` are for each.
         **others: Options that do not go with Ray, by name, and their values.
 
     Raises:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class PngGrid:
+class PngGrid(AbstractContextManager["PngGrid"]):
     """One PNG with all pictures, row by row.
 
     Args:
@@ -47,9 +48,6 @@ class PngGrid:
         self._grid.add(rows)
         self.rows_done += len(rows)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
@@ -58,7 +56,7 @@ class PngGrid:
             self._partial.unlink(missing_ok=True)
 
 
-class PngFolder:
+class PngFolder(AbstractContextManager["PngFolder"]):
     """A folder with a PNG for each picture: `000000.png`, `000001.png`, ….
 
     Args:
@@ -84,9 +82,6 @@ class PngFolder:
         for picture in rows:
             save_png(self.path / f"{self.rows_done:0{self._digits}}.png", picture)
             self.rows_done += 1
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:

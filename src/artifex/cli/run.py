@@ -17,7 +17,6 @@ from artifex.cli.outputs import Output, open_output
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.errors import CacheError
 from artifex.generative_models.inference.cache import cache_dir, enable_compilation_cache
-from artifex.generative_models.inference.formats.loading import load_exported_model
 from artifex.generative_models.inference.offline.progress import track_rows
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 
@@ -37,11 +36,6 @@ def open_pipeline(model: str, batches: Batches) -> InferencePipeline:
     use_cache()
     batch_size, mesh, dtype = batches.batch_size, mesh_of(batches.devices), compute_dtype(batches.dtype)
     return load_pipeline(model, batch_size=batch_size, mesh=mesh, dtype=dtype)
-
-
-def load_model(model: str) -> Any:
-    """The model of a command that measures it; nothing comes from the cache, so that compiling is seen."""
-    return load_exported_model(model)[0]
 
 
 def mesh_of(devices: str | None) -> Mesh | None:
@@ -103,7 +97,7 @@ def run(
     """Writes the rows of a job to an output, with a progress bar on a terminal.
 
     Args:
-        output: As for `open_output`, and so are the columns.
+        output: Its name, as for `open_output`, as are the columns.
 
     Returns:
         The facts of the run; its seconds are those after compiling.

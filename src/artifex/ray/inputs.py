@@ -23,13 +23,7 @@ Pictures = ArrayFile | PictureFiles | ParquetPictures
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a job's pictures are.
-
-    Args:
-        paths: Picture files and folders, one `.npy` or `.npz` array, or Parquet files and folders.
-        column: Of Parquet files.
-        resize: Resizes pictures of another size; otherwise they are an error.
-    """
+    """Where a job's pictures are, as `encode_dataset` takes them."""
 
     paths: tuple[Path, ...]
     column: str

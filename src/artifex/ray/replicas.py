@@ -64,11 +64,7 @@ class _Context:
 
 @serve.ingress()
 class Replica:
-    """One process of the deployment. It is ready when its models are.
-
-    Args:
-        make_app: Makes the application.
-    """
+    """One process of the deployment, with an application of its own. It is ready when its models are."""
 
     def __init__(self, make_app: MakeApp):
         self._models = make_app()

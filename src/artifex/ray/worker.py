@@ -33,7 +33,7 @@ class Setup:
         model: A bundled name, or an absolute path.
         endpoint: "encode" or "generate".
         batch_size: Rows a batch; None is what `tune` found, or 64.
-        num_cpus: That Ray gives an actor, and so are the GPUs.
+        num_cpus: Cores that Ray gives an actor, besides the GPUs.
     """
 
     model: str

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import ssl
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,14 +144,14 @@ class _Server:
         collecting.cancel()
         gc.enable()
         failed = loading.done() and not loading.cancelled() and loading.exception() is not None
-        deadline = time.monotonic() + self.grace
+        deadline = loop.time() + self.grace
         log_event("draining", seconds=self.grace)
         try:
-            async with asyncio.timeout_at(loop.time() + self.grace):
+            async with asyncio.timeout_at(deadline):
                 await self.app.close()
                 await asyncio.sleep(_LINGER_SECONDS)
                 if grpc_server is not None:
-                    await grpc_server.stop(max(0.0, deadline - time.monotonic() - _LINGER_SECONDS))
+                    await grpc_server.stop(max(0.0, deadline - loop.time() - _LINGER_SECONDS))
                 self._http.should_exit = True
                 await http
         except TimeoutError:

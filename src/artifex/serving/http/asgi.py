@@ -66,6 +66,7 @@ class App:
         self._departures = Departures()
         self._tasks: list[asyncio.Task[None]] = []
         self._routes = Routes(plane, self._departures, self._bodies)
+        self.max_body_bytes = max_body_bytes
         self.access_log = access_log
         self._handle: Any = self._logged if access_log else self._answer
         if cors_origins:
@@ -114,16 +115,8 @@ class App:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.plane.repository.close()
 
-    @property
-    def max_body_bytes(self) -> int:
-        """Size of a request's body."""
-        return self._bodies.max_bytes
-
     def authorize(self, authorization: str | None) -> None:
-        """Checks a request's credentials.
-
-        Args:
-            authorization: What its `Authorization` header or metadata says.
+        """Checks a request's credentials, as its `Authorization` header or metadata says them.
 
         Raises:
             UnauthorizedError: There is no API key, or a wrong one.

@@ -55,10 +55,7 @@ class BodyReader:
         if declared is not None and int(declared) > self.max_bytes:
             raise _too_large(int(declared), self.max_bytes)
         body = await self._received(receive)
-        coding = headers.get(b"content-encoding")
-        if coding is None:
-            return body
-        encoding = coding.decode("latin-1").strip().lower()
+        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
         if encoding == "identity":
             return body
         if encoding not in _WBITS:

@@ -41,12 +41,7 @@ _KEPT_HEADER_BYTES = 4096
 
 @dataclass(slots=True)
 class OutputForm:
-    """Which outputs a client wants in binary form.
-
-    Args:
-        default: Those that it does not name.
-        by_name: The others.
-    """
+    """Which outputs a client wants in binary form: those that it names so, and by default the others."""
 
     default: bool = False
     by_name: dict[str, bool] = field(default_factory=dict)

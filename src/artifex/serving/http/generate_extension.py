@@ -58,14 +58,9 @@ def generate_response(call: Call, outputs: Mapping[str, np.ndarray]) -> bytes:
 async def generate_events(
     call: Call, first_rows: Callable[[asyncio.Future[Outputs]], Awaitable[Outputs]]
 ) -> AsyncIterator[bytes]:
-    """The rows of a call as server-sent events, as they are computed.
+    """The rows of a call as server-sent events, one each, as they are computed.
 
-    Args:
-        call: The call. An error of the first rows is raised; a later one is the last event.
-        first_rows: Waits for the first rows.
-
-    Yields:
-        One event a row.
+    An error of the first rows, for which `first_rows` waits, is raised; a later one is the last event.
     """
     with call.loaded.in_use():
         num_rows = call.job.num_rows
@@ -98,12 +93,8 @@ def _origin(call: Call) -> dict[str, Any]:
 
 
 def _dumps(content: dict[str, Any]) -> bytes:
-    return orjson.dumps(content, _numbers, orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _numbers(array: np.ndarray) -> np.ndarray:
-    """An array of a dtype that is not NumPy's own, bfloat16, as one of a dtype that is."""
-    return array.astype(np.float32)
+    # What NumPy does not count among its own dtypes is bfloat16.
+    return orjson.dumps(content, lambda array: array.astype(np.float32), orjson.OPT_SERIALIZE_NUMPY)
 
 
 async def _infer_request(

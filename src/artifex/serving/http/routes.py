@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
@@ -16,7 +17,7 @@ from artifex.serving.http.bodies import BodyReader, Headers, compressed
 from artifex.serving.http.codec import parse_object
 from artifex.serving.http.departures import Departures
 from artifex.serving.http.generate_extension import generate_events, generate_response, read_generate
-from artifex.serving.observe.metrics import CONTENT_TYPE, prometheus_text
+from artifex.serving.observe.metrics import prometheus_text
 from artifex.serving.pages.index import docs_page, index_page
 from artifex.serving.pages.openapi import openapi
 from artifex.serving.plane.dataplane import DataPlane
@@ -154,7 +155,7 @@ def _model_readiness(plane: DataPlane, model: str, version: str) -> Response:
 
 def _metrics(plane: DataPlane) -> Response:
     counters = [entry.counters() for entry in plane.repository.entries.values()]
-    return Response(prometheus_text(counters), media_type=CONTENT_TYPE)
+    return Response(prometheus_text(counters), media_type=CONTENT_TYPE_LATEST)
 
 
 def _at_once(answer: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
