@@ -39,15 +39,16 @@ def benchmark(
 ) -> None:
     """Measure latency, throughput and how close they come to the machine's limit."""
     from artifex.cli.plot import check_curve, curves_of, save_curve
-    from artifex.cli.run import compute_dtype, load_model, mesh_of
+    from artifex.cli.run import compute_dtype, mesh_of
     from artifex.generative_models.inference.executor.executor import Executor
     from artifex.generative_models.inference.executor.settings import powers_up_to
+    from artifex.generative_models.inference.formats.loading import load_exported_model
     from artifex.generative_models.inference.measure.endpoints import benchmark_model
 
     if plot is not None:
         check_curve(plot)
     executor = Executor(
-        load_model(model),
+        load_exported_model(model)[0],
         mesh=mesh_of(devices),
         batch_sizes=batch_size or powers_up_to(64),
         dtype=compute_dtype(dtype),

@@ -33,6 +33,8 @@ def demo(
 
     with Console(stderr=True).status("Loading mnist-vae") as status:
         start = time.perf_counter()
+        import jax
+
         from artifex.generative_models.inference.pipeline import load_pipeline
 
         import_seconds = time.perf_counter() - start
@@ -49,7 +51,7 @@ def demo(
         facts = {
             "output": str(output.absolute()),
             "model": _MODEL,
-            "device": _device_kind(),
+            "device": jax.devices()[0].device_kind,
             "seed": _SEED,
             "import_seconds": round(import_seconds, 3),
             "load_seconds": round(load_seconds, 3),
@@ -128,12 +130,6 @@ def _speeds(pipeline: InferencePipeline, images: NDArray[Any]) -> dict[str, floa
         rows = sum(len(chunk) for chunk in chunks)
         speeds[name] = round(rows / (time.perf_counter() - start), 1)
     return speeds
-
-
-def _device_kind() -> str:
-    import jax
-
-    return jax.devices()[0].device_kind
 
 
 def _show(facts: dict[str, Any]) -> None:

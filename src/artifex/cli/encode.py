@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
 from artifex.cli.options import ArrayOut, AsJson, Images, Model, Resize, Scale, takes_groups
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @takes_groups
@@ -40,12 +34,13 @@ def encode(
     inputs, outputs = pipeline.executor.spec("encode")
     pictures = together(lambda: open_pictures(images, inputs["x"].shape, resize=resize))
     latent = outputs["mean"]
-
-    def chunks(rows: range) -> Iterator[NDArray[Any]]:
-        return pipeline.encode_chunks(pictures.rows(rows.start, rows.stop))
-
-    shape = (len(pictures), *latent.shape)
-    facts = {"images": pictures.identity()}
-    job = Job("encode", shape, chunks, facts, dtype=latent.dtype, image_dtype=pictures.dtype)
+    job = Job(
+        "encode",
+        (len(pictures), *latent.shape),
+        lambda rows: pipeline.encode_chunks(pictures.rows(rows.start, rows.stop)),
+        {"images": pictures.identity()},
+        dtype=latent.dtype,
+        image_dtype=pictures.dtype,
+    )
     facts = run_job(pipeline, job, output, scale)
     report({**facts, "model": model}, "latent", as_json)

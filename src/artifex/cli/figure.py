@@ -36,15 +36,9 @@ class Panel:
 
 
 def draw_figure(title: str, note: str, panels: Sequence[Panel]) -> NDArray[np.uint8]:
-    """Draws panels of equal width below each other, in dark ink on white.
+    """Draws panels of equal width below each other, in dark ink on white, as a figure [H, W, 3].
 
-    Args:
-        title: Above them all.
-        note: Beside the title, in grey.
-        panels: From top to bottom.
-
-    Returns:
-        The figure [H, W, 3].
+    The note is in grey, beside the title above them all.
     """
     blocks = [_tile(panel.rows) for panel in panels]
     width = blocks[0].width + 2 * _MARGIN

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+import functools
+from typing import Annotated
 
 import typer
 
 from artifex.cli.options import AsJson, Model, PicturesOut, Scale, Seed, takes_groups
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @takes_groups
@@ -40,10 +37,8 @@ def generate(
     join(scale, model, output)
     pipeline = open_pipeline(model, scale)
     key = sample_key(seed)
-
-    def chunks(rows: range) -> Iterator[NDArray[Any]]:
-        return pipeline.generate_chunks(rows.stop, key=key, temperature=temperature, first_row=rows.start)
-
+    draw = functools.partial(pipeline.generate_chunks, key=key, temperature=temperature)
     shape = (num_samples, *picture_shape(pipeline, "generate"))
-    facts = run_job(pipeline, Job("generate", shape, chunks, given, key=key), output, scale)
+    job = Job("generate", shape, lambda rows: draw(rows.stop, first_row=rows.start), given, key=key)
+    facts = run_job(pipeline, job, output, scale)
     report({**facts, "model": model, **given}, "sample", as_json)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from artifex.cli.options import AsJson, Batches, Devices, Dtype, Model, PicturesOut, Resize
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _HELP = "A picture file, or a row of an array: digits.npz:3."
 
@@ -38,10 +34,11 @@ def interpolate(
     shape = inputs["x"].shape
     ends = [open_picture(address, shape, resize=resize) for address in (start, end)]
     first, last = (pipeline.preprocess_fn(picture) for picture in ends)
-
-    def chunks(rows: range) -> Iterator[NDArray[Any]]:
-        yield np.asarray(pipeline.interpolate(first, last, steps))
-
-    job = Job("decode", (steps, *shape), chunks, {"command": "interpolate"})
+    job = Job(
+        "decode",
+        (steps, *shape),
+        lambda _: iter([np.asarray(pipeline.interpolate(first, last, steps))]),
+        {"command": "interpolate"},
+    )
     facts = run(pipeline, job, output, batches, columns=steps)
     report({**facts, "model": model}, "picture", as_json)

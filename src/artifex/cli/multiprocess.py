@@ -29,11 +29,6 @@ _succeeded = False
 def join(scale: Scale, model: str, output: str) -> None:
     """Makes this command one of several processes, where its options say so.
 
-    Args:
-        scale: Options of the command.
-        model: What all are to run.
-        output: What all are to write.
-
     Raises:
         InputError: Options that do not go together, or an output that several cannot write.
         ConfigError: The processes have different models.

@@ -18,10 +18,7 @@ def runs_on_ray(
     """Whether a command is to run on Ray, by its options.
 
     Args:
-        engine: What it runs on.
-        num: Number of processes there.
-        cpus: Cores for each.
-        gpus: GPUs for each.
+        num: Number of processes there; `cpus` and `gpus` are for each.
         **others: Options that do not go with Ray, by name, and their values.
 
     Raises:
@@ -41,10 +38,6 @@ def runs_on_ray(
 
 def on_actors(name: str, scale: Scale) -> Callable[..., dict[str, Any]] | None:
     """A function of `artifex.ray` that runs a job as a command's options say; None where it runs here.
-
-    Args:
-        name: Of the function.
-        scale: Options of the command.
 
     Raises:
         InputError: Options that do not go together, or what the function needs is not installed.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,22 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Output(Protocol):
-    """Takes rows in order; leaving its block makes the result appear."""
-
-    path: Path
-    num_rows: int
-    rows_done: int
-
-    def write(self, rows: NDArray[Any]) -> None:
-        """Takes the next rows [chunk, ...]."""
-        ...
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None: ...
-
-
-class PngGrid:
+class PngGrid(AbstractContextManager["PngGrid"]):
     """One PNG with all pictures, row by row.
 
     Args:
@@ -62,9 +48,6 @@ class PngGrid:
         self._grid.add(rows)
         self.rows_done += len(rows)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
@@ -73,7 +56,7 @@ class PngGrid:
             self._partial.unlink(missing_ok=True)
 
 
-class PngFolder:
+class PngFolder(AbstractContextManager["PngFolder"]):
     """A folder with a PNG for each picture: `000000.png`, `000001.png`, ….
 
     Args:
@@ -100,12 +83,12 @@ class PngFolder:
             save_png(self.path / f"{self.rows_done:0{self._digits}}.png", picture)
             self.rows_done += 1
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             error.add_note(f"{self.rows_done:,} of {self.num_rows:,} pictures are in {self.path}")
+
+
+Output = NpyWriter | PngGrid | PngFolder  # takes rows in order; leaving its block makes the result appear
 
 
 def open_output(

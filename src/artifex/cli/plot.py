@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#a16207", "#db2777")
 _MAX_TICKS = 9
 _INK, _GREY = "#18181b", "#71717a"
+
+
+Point = tuple[int, float, float, float, float, float | None]
 
 
 @dataclass(frozen=True)
@@ -42,25 +45,21 @@ class Curve:
     latency_ms: Sequence[float]
     attainable: Sequence[float | None]
 
+    @staticmethod
+    def of(label: str, points: Iterable[Point]) -> Curve:
+        """A curve from the values at each batch size, in the order of the fields."""
+        columns: Any = zip(*points, strict=True)
+        return Curve(label, *columns)
+
 
 def curves_of(benchmark: ModelBenchmark) -> list[Curve]:
     """A curve for each endpoint of a benchmark."""
-    curves = []
-    for name in dict.fromkeys(row.endpoint for row in benchmark.rows):
-        rows = [row for row in benchmark.rows if row.endpoint == name]
-        bounds = [row.throughput.interval for row in rows]
-        curves.append(
-            Curve(
-                name,
-                [row.batch_size for row in rows],
-                [row.throughput.rows_per_second for row in rows],
-                [low for low, _ in bounds],
-                [high for _, high in bounds],
-                [1e3 * row.latency.median for row in rows],
-                [row.attainable_rows_per_second for row in rows],
-            )
-        )
-    return curves
+    points: dict[str, list[Point]] = {}
+    for row in benchmark.rows:
+        rates = (row.throughput.rows_per_second, *row.throughput.interval)
+        point = (row.batch_size, *rates, 1e3 * row.latency.median, row.attainable_rows_per_second)
+        points.setdefault(row.endpoint, []).append(point)
+    return [Curve.of(name, each) for name, each in points.items()]
 
 
 def check_curve(path: Path) -> None:

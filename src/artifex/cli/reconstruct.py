@@ -10,9 +10,6 @@ from artifex.cli.options import AsJson, Batches, Images, Model, PicturesOut, Res
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from artifex.generative_models.inference.offline.sources import ArrayFile, PictureFiles
-    from artifex.generative_models.inference.pipeline import InferencePipeline
-
 
 @takes_groups
 def reconstruct(
@@ -28,8 +25,11 @@ def reconstruct(
 
     A .png shows each picture above its reconstruction; other outputs hold the reconstructions alone.
     """
+    import numpy as np
+
     from artifex.cli.outputs import suffix_of
     from artifex.cli.run import Job, open_pipeline, picture_shape, report, run
+    from artifex.generative_models.inference.offline.chunks import row_chunks
     from artifex.generative_models.inference.offline.sources import open_pictures
 
     pipeline = open_pipeline(model, batches)
@@ -39,25 +39,16 @@ def reconstruct(
     shape = (len(pictures), 2 * height if in_pairs else height, width, channels)
 
     def chunks(rows: range) -> Iterator[NDArray[Any]]:
-        if in_pairs:
-            return _above_reconstructions(pipeline, pictures)
-        return pipeline.reconstruct_chunks(pictures.rows(rows.start, rows.stop))
+        reconstructions = pipeline.reconstruct_chunks(pictures.rows(rows.start, rows.stop))
+        if not in_pairs:
+            yield from reconstructions
+            return
+        originals = row_chunks(pictures.rows(rows.start, rows.stop), pipeline.rows_per_batch("reconstruct"))
+        for above, below in zip(originals, reconstructions, strict=True):
+            shown = above if above.dtype == np.uint8 else pipeline.postprocess_fn(above)
+            yield np.concatenate([shown, below], axis=1)
 
     given = {"images": pictures.identity()}
     job = Job("reconstruct", shape, chunks, given, image_dtype=pictures.dtype)
     facts = run(pipeline, job, output, batches)
     report({**facts, "model": model}, "reconstruction", as_json)
-
-
-def _above_reconstructions(
-    pipeline: InferencePipeline, pictures: PictureFiles | ArrayFile
-) -> Iterator[NDArray[Any]]:
-    """Pictures twice as tall: the original, and below it its reconstruction."""
-    import numpy as np
-
-    from artifex.generative_models.inference.offline.chunks import row_chunks
-
-    originals = row_chunks(pictures.rows(), pipeline.rows_per_batch("reconstruct"))
-    for above, below in zip(originals, pipeline.reconstruct_chunks(pictures.rows()), strict=True):
-        shown = above if above.dtype == np.uint8 else pipeline.postprocess_fn(above)
-        yield np.concatenate([shown, below], axis=1)

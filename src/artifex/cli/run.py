@@ -17,12 +17,8 @@ from artifex.cli.outputs import Output, open_output
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.errors import CacheError
 from artifex.generative_models.inference.cache import cache_dir, enable_compilation_cache
-from artifex.generative_models.inference.formats.loading import load_exported_model
 from artifex.generative_models.inference.offline.progress import track_rows
-from artifex.generative_models.inference.pipeline import (
-    InferencePipeline,
-    load_pipeline,
-)
+from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,11 +36,6 @@ def open_pipeline(model: str, batches: Batches) -> InferencePipeline:
     use_cache()
     batch_size, mesh, dtype = batches.batch_size, mesh_of(batches.devices), compute_dtype(batches.dtype)
     return load_pipeline(model, batch_size=batch_size, mesh=mesh, dtype=dtype)
-
-
-def load_model(model: str) -> Any:
-    """The model of a command that measures it; nothing comes from the cache, so that compiling is seen."""
-    return load_exported_model(model)[0]
 
 
 def mesh_of(devices: str | None) -> Mesh | None:
@@ -106,11 +97,7 @@ def run(
     """Writes the rows of a job to an output, with a progress bar on a terminal.
 
     Args:
-        pipeline: The model.
-        job: The job.
-        output: Name of the output, as `open_output` takes it.
-        batches: Options of the command.
-        columns: As for `open_output`.
+        output: Its name, as for `open_output`, as are the columns.
 
     Returns:
         The facts of the run; its seconds are those after compiling.
@@ -155,9 +142,7 @@ def report(facts: dict[str, Any], noun: str, as_json: bool) -> None:
     """Says on stdout what a command did, here or on Ray: one line of JSON, or one for people.
 
     Args:
-        facts: What to say.
         noun: For a row.
-        as_json: Option.
     """
     if as_json:
         typer.echo(json.dumps(facts))

@@ -14,8 +14,6 @@ import typer
 from artifex.cli.failures import needs
 from artifex.cli.options import ActorCpus, ActorGpus, BatchSize, Dtype, Engine, RayAddress, RunsOn
 
-_MIB = 1 << 20
-
 
 def serve(
     models: Annotated[
@@ -101,7 +99,7 @@ def serve(
         batch_size=batch_size,
         dtype=compute_dtype(dtype),
         api_key=api_key or None,
-        max_body_bytes=max_body * _MIB,
+        max_body_bytes=max_body << 20,
         max_rows=max_rows,
         max_queued_rows=max_queued_rows,
         timeout=timeout or None,

@@ -29,14 +29,15 @@ def tune(
 ) -> None:
     """Find the fastest batch size and way to run each endpoint here, and use them from now on."""
     from artifex.cli.plot import check_curve, save_curve
-    from artifex.cli.run import compute_dtype, load_model, mesh_of
+    from artifex.cli.run import compute_dtype, mesh_of
     from artifex.generative_models.inference.executor.settings import powers_up_to
+    from artifex.generative_models.inference.formats.loading import load_exported_model
     from artifex.generative_models.inference.measure.roofline import machine_ceilings
     from artifex.generative_models.inference.tuning.optimize import tune as tune_endpoint
 
     if plot is not None:
         check_curve(plot)
-    loaded = load_model(model)
+    loaded = load_exported_model(model)[0]
     names = list(dict.fromkeys(endpoint or loaded.endpoints()))
     ceilings = None if plot is None else machine_ceilings()
     reports = []
@@ -84,7 +85,10 @@ def _show(report: TuningReport) -> None:
 
     console = Console(markup=False, highlight=False)
     where = f"{report.device_kind}, jaxlib {report.jaxlib}, {report.seconds:.1f} s"
-    console.print(f"{report.endpoint}: {_sentence(report.chosen)}", style="bold", soft_wrap=True)
+    chosen = report.chosen.candidate
+    how = f"{chosen.batch_size} rows a batch, {chosen.executions_in_flight} in flight"
+    speed = f"{report.chosen.rows_per_second:,.0f} rows/s"
+    console.print(f"{report.endpoint}: {how}, {speed}", style="bold", soft_wrap=True)
     console.print(where, style="dim", soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("batch", "fusion", "in flight", "rows/s", "low", "high", "ms", "MB", ""):
@@ -100,14 +104,6 @@ def _show(report: TuningReport) -> None:
         )
     stored = "used from now on" if report.not_stored is None else f"not kept: {report.not_stored}"
     console.print(f"{stored}\n", soft_wrap=True)
-
-
-def _sentence(trial: Trial) -> str:
-    candidate = trial.candidate
-    return (
-        f"{candidate.batch_size} rows a batch, "
-        f"{candidate.executions_in_flight} in flight, {trial.rows_per_second:,.0f} rows/s"
-    )
 
 
 def _cells(trial: Trial) -> tuple[str, ...]:
@@ -127,26 +123,15 @@ def _cells(trial: Trial) -> tuple[str, ...]:
 def _curve(report: TuningReport, ceilings: Ceilings) -> Curve:
     """Of each batch size, the fastest trial."""
     from artifex.cli.plot import Curve
+    from artifex.generative_models.inference.measure.roofline import roofline
 
     fastest: dict[int, Trial] = {}
     for trial in sorted(report.trials, key=lambda trial: trial.rows_per_second):
         fastest[trial.candidate.batch_size] = trial
     fastest[report.chosen.candidate.batch_size] = report.chosen
-    trials = [fastest[size] for size in sorted(fastest)]
-    return Curve(
-        report.endpoint,
-        [trial.candidate.batch_size for trial in trials],
-        [trial.rows_per_second for trial in trials],
-        [min(trial.rates) for trial in trials],
-        [max(trial.rates) for trial in trials],
-        [1e3 * trial.latency_seconds for trial in trials],
-        [_attainable(trial, ceilings) for trial in trials],
-    )
-
-
-def _attainable(trial: Trial, ceilings: Ceilings) -> float | None:
-    """Rows a second that the ceilings allow; None where the compiler tells no cost."""
-    from artifex.generative_models.inference.measure.roofline import roofline
-
-    seconds = roofline(trial.cost, trial.latency_seconds, ceilings).attainable_seconds
-    return trial.candidate.batch_size / seconds if seconds else None
+    points = []
+    for size, trial in sorted(fastest.items()):
+        rates = (trial.rows_per_second, min(trial.rates), max(trial.rates))
+        seconds = roofline(trial.cost, trial.latency_seconds, ceilings).attainable_seconds
+        points.append((size, *rates, 1e3 * trial.latency_seconds, size / seconds if seconds else None))
+    return Curve.of(report.endpoint, points)

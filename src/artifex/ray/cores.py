@@ -19,9 +19,6 @@ def claimed_cores(count: int) -> Iterator[None]:
     """Keeps this process to cores that no other process has claimed, for the length of the block.
 
     A process that is killed gives its cores back. Where too few are free it may go on using all.
-
-    Args:
-        count: How many.
     """
     if sys.platform != "linux":
         yield

@@ -145,14 +145,7 @@ def generate_dataset(
 
 @dataclass(frozen=True)
 class _Job:
-    """A job on a Ray that has been joined.
-
-    Args:
-        setup: What its actors open.
-        model: What there is to know of it.
-        num_actors: At most.
-        rows_per_shard: As for `encode_dataset`.
-    """
+    """A job on a Ray that has been joined, where its actors open a model as the setup says."""
 
     setup: Setup
     model: Facts

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
 
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.offline.parquet_pictures import (
@@ -14,34 +13,17 @@ from artifex.generative_models.inference.offline.parquet_pictures import (
     open_parquet,
     parquet_files,
 )
-from artifex.generative_models.inference.offline.sources import PictureFiles, open_pictures
+from artifex.generative_models.inference.offline.sources import ArrayFile, PictureFiles, open_pictures
 
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
-class Pictures(Protocol):
-    """Numbered pictures, read when their turn comes."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, first: int = 0, stop: int | None = None) -> Any:
-        """Pictures `first` to `stop`: an array [rows, H, W, C], or an iterator of such arrays."""
-        ...
-
-    def identity(self) -> Any:
-        """Something that differs when the pictures do, as JSON takes it."""
-        ...
+Pictures = ArrayFile | PictureFiles | ParquetPictures
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a job's pictures are.
-
-    Args:
-        paths: Picture files and folders, one `.npy` or `.npz` array, or Parquet files and folders.
-        column: Of Parquet files.
-        resize: Resizes pictures of another size; otherwise they are an error.
-    """
+    """Where a job's pictures are, as `encode_dataset` takes them."""
 
     paths: tuple[Path, ...]
     column: str

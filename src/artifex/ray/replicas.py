@@ -24,7 +24,7 @@ from artifex.ray.cluster import joined, require
 from artifex.serving.app import create_app
 from artifex.serving.grpc.messages import SERVICE
 from artifex.serving.grpc.service import HEALTH_SERVICE, method_handlers
-from artifex.serving.http.asgi import App, Receive, Scope, Send
+from artifex.serving.http.asgi import App
 from artifex.serving.observe.events import log_event
 
 MakeApp = Callable[[], App]
@@ -33,11 +33,7 @@ NAME = "artifex"  # of the application and of its deployment
 GRPC_SERVICES = f"{__name__}.add_services"
 _ONGOING_REQUESTS = 512  # that a replica takes; they wait in its own queue, where they share batches
 _TARGET_REQUESTS = 64  # a replica, for scaling: about a batch
-_UNARY = (
-    *("ServerLive", "ServerReady", "ServerMetadata"),
-    *("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics", "ModelInfer"),
-    *("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
-)
+_UNARY = [method.name for method in SERVICE.methods if not method.client_streaming]
 
 
 class _Bytes(bytes):
@@ -47,23 +43,6 @@ class _Bytes(bytes):
         return bytes(self)
 
 
-class _Started:
-    """The application, already started, and closed when its replica ends."""
-
-    def __init__(self, app: App):
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            await self._app(scope, receive, send)
-            return
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self._app.close()
-        await send({"type": "lifespan.shutdown.complete"})
-
-
 class _Context:
     """What the verbs of gRPC use of a call's context."""
 
@@ -71,14 +50,8 @@ class _Context:
         self._context = context
         self.messages: asyncio.Queue[bytes] = asyncio.Queue(1)
 
-    def invocation_metadata(self) -> Sequence[tuple[str, Any]]:
-        return self._context.invocation_metadata()
-
-    def peer(self) -> str:
-        return self._context.peer()
-
-    def code(self) -> grpc.StatusCode:
-        return self._context.code()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
 
     async def write(self, message: bytes) -> None:
         await self.messages.put(message)
@@ -91,19 +64,15 @@ class _Context:
 
 @serve.ingress()
 class Replica:
-    """One process of the deployment. It is ready when its models are.
-
-    Args:
-        make_app: Makes the application.
-    """
+    """One process of the deployment, with an application of its own. It is ready when its models are."""
 
     def __init__(self, make_app: MakeApp):
         self._models = make_app()
         self._services = method_handlers(self._models.plane, self._models.authorize)
 
-    async def __serve_build_asgi_app__(self) -> _Started:
+    async def __serve_build_asgi_app__(self) -> App:
         await self._models.start()
-        return _Started(self._models)
+        return self._models
 
     async def Check(self, request: bytes, grpc_context: Any) -> _Bytes:  # noqa: N802
         """Answers `grpc.health.v1.Health`."""

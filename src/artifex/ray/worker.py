@@ -33,9 +33,7 @@ class Setup:
         model: A bundled name, or an absolute path.
         endpoint: "encode" or "generate".
         batch_size: Rows a batch; None is what `tune` found, or 64.
-        dtype: Of the computation.
-        num_cpus: That Ray gives an actor.
-        num_gpus: That Ray gives an actor.
+        num_cpus: Cores that Ray gives an actor, besides the GPUs.
     """
 
     model: str
@@ -81,8 +79,6 @@ class Task:
         place: Where they go.
         inputs: Pictures to encode; None generates.
         pictures: Their identity.
-        seed: Of the samples.
-        temperature: Of the samples.
     """
 
     identity: dict[str, Any]

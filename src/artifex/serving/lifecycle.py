@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import ssl
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import grpc
 import uvicorn
 
 from artifex.generative_models.core.errors import InputError
-from artifex.serving.grpc.service import create_grpc_server, tls_credentials
+from artifex.serving.grpc.service import create_grpc_server
 from artifex.serving.http.asgi import App
 from artifex.serving.http.connection import KEEP_ALIVE_SECONDS, Connection
 from artifex.serving.observe.events import log_event
@@ -94,26 +93,21 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+@dataclass(eq=False)
 class _Server:
-    def __init__(
-        self,
-        app: App,
-        listener: socket.socket,
-        host: str,
-        grpc_port: int | None,
-        grace: float,
-        tls: Tls | None,
-    ):
-        self.overdue = False
-        self._app = app
-        self._listener = listener
-        self._host = host
-        self._grpc_port = grpc_port
-        self._grace = grace
-        self._tls = tls
+    app: App
+    listener: socket.socket
+    host: str
+    grpc_port: int | None
+    grace: float
+    tls: Tls | None
+    overdue: bool = False
+
+    def __post_init__(self) -> None:
         self._stop = asyncio.Event()
+        tls = self.tls
         config = uvicorn.Config(
-            app,
+            self.app,
             http=Connection,
             ws="none",
             lifespan="off",
@@ -138,26 +132,26 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         grpc_server = await self._start_grpc()
-        http = asyncio.ensure_future(self._http.serve(sockets=[self._listener]))
-        self._app.plane.repository.settle = _settle_heap
-        loading = self._app.start()
+        http = asyncio.ensure_future(self._http.serve(sockets=[self.listener]))
+        self.app.plane.repository.settle = _settle_heap
+        loading = self.app.start()
         loading.add_done_callback(self._on_loaded)
-        scheme = "http" if self._tls is None else "https"
-        port = self._listener.getsockname()[1]
-        log_event("listening", url=f"{scheme}://{_bracketed(self._host)}:{port}", grpc_port=self._grpc_port)
+        scheme = "http" if self.tls is None else "https"
+        port = self.listener.getsockname()[1]
+        log_event("listening", url=f"{scheme}://{_bracketed(self.host)}:{port}", grpc_port=self.grpc_port)
         collecting = asyncio.ensure_future(_collect_garbage())
         await self._stop.wait()
         collecting.cancel()
         gc.enable()
         failed = loading.done() and not loading.cancelled() and loading.exception() is not None
-        deadline = time.monotonic() + self._grace
-        log_event("draining", seconds=self._grace)
+        deadline = loop.time() + self.grace
+        log_event("draining", seconds=self.grace)
         try:
-            async with asyncio.timeout_at(loop.time() + self._grace):
-                await self._app.close()
+            async with asyncio.timeout_at(deadline):
+                await self.app.close()
                 await asyncio.sleep(_LINGER_SECONDS)
                 if grpc_server is not None:
-                    await grpc_server.stop(max(0.0, deadline - time.monotonic() - _LINGER_SECONDS))
+                    await grpc_server.stop(max(0.0, deadline - loop.time() - _LINGER_SECONDS))
                 self._http.should_exit = True
                 await http
         except TimeoutError:
@@ -168,20 +162,15 @@ class _Server:
         return int(failed)
 
     async def _start_grpc(self) -> grpc.aio.Server | None:
-        if self._grpc_port is None:
+        if self.grpc_port is None:
             return None
-        credentials = None
-        if self._tls is not None:
-            if self._tls.keyfile_password is not None:
-                raise InputError("gRPC takes no encrypted private key; decrypt it, or leave gRPC out")
-            credentials = tls_credentials(self._tls.keyfile, self._tls.certfile, self._tls.ca_certs)
-        server, self._grpc_port = create_grpc_server(
-            self._app.plane,
-            f"{_bracketed(self._host)}:{self._grpc_port}",
-            authorize=self._app.authorize,
-            max_message_bytes=self._app.max_body_bytes,
-            access_log=self._app.access_log,
-            credentials=credentials,
+        server, self.grpc_port = create_grpc_server(
+            self.app.plane,
+            f"{_bracketed(self.host)}:{self.grpc_port}",
+            authorize=self.app.authorize,
+            max_message_bytes=self.app.max_body_bytes,
+            access_log=self.app.access_log,
+            credentials=None if self.tls is None else _grpc_credentials(self.tls),
         )
         await server.start()
         return server
@@ -191,7 +180,7 @@ class _Server:
             log_event("stopped", reason=f"a second {signal.Signals(number).name}")
             os._exit(128 + number)
         log_event("signal", name=signal.Signals(number).name)
-        self._app.plane.draining = True
+        self.app.plane.draining = True
         self._stop.set()
 
     def _on_loaded(self, loading: asyncio.Task[None]) -> None:
@@ -229,6 +218,14 @@ def _check(tls: Tls) -> None:
             context.load_verify_locations(tls.ca_certs)
     except ssl.SSLError as error:
         raise InputError(f"the TLS certificate, key and password do not fit: {error.reason}") from error
+
+
+def _grpc_credentials(tls: Tls) -> grpc.ServerCredentials:
+    if tls.keyfile_password is not None:
+        raise InputError("gRPC takes no encrypted private key; decrypt it, or leave gRPC out")
+    ca_certs = None if tls.ca_certs is None else tls.ca_certs.read_bytes()
+    pair = (tls.keyfile.read_bytes(), tls.certfile.read_bytes())
+    return grpc.ssl_server_credentials([pair], ca_certs, require_client_auth=ca_certs is not None)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -72,14 +72,7 @@ SERVICE = _POOL.FindServiceByName(f"{_PACKAGE}.GRPCInferenceService")
 
 
 def message_class(name: str) -> Any:
-    """The class of a message of `oip.proto`.
-
-    Args:
-        name: Its name there, such as `ModelInferRequest`.
-
-    Raises:
-        KeyError: There is no such message.
-    """
+    """The class of a message of `oip.proto`, by its name there, such as `ModelInferRequest`."""
     return GetMessageClass(_POOL.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
 
 
@@ -87,10 +80,7 @@ _Response = message_class("ModelInferResponse")
 
 
 def decode_request(message: Any) -> InferRequest:
-    """A request from its message.
-
-    Args:
-        message: A ModelInferRequest.
+    """A request from a ModelInferRequest.
 
     Raises:
         InputError: It is not what the protocol says.

@@ -5,27 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from artifex.generative_models.core.errors import InputError
-from artifex.serving.grpc.messages import (
-    SERVICE,
-    decode_request,
-    encode_response,
-    message_class,
-)
+from artifex.serving.grpc.messages import SERVICE, decode_request, encode_response, message_class
 from artifex.serving.observe.events import log_event
 from artifex.serving.plane.dataplane import DataPlane
-from artifex.serving.plane.descriptions import (
-    model_config,
-    model_metadata,
-    server_metadata,
-    statistics,
-)
+from artifex.serving.plane.descriptions import model_config, model_metadata, server_metadata, statistics
 from artifex.serving.plane.statuses import UnauthorizedError, UnsupportedError, explain
 
 Authorize = Callable[[str | None], None]
@@ -36,6 +25,7 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 MAX_IN_FLIGHT = 64  # requests of one stream
 _MAX_WORDS = 500  # characters of an error: clients take 8 KiB of percent-encoded metadata
 _SECONDS_BETWEEN_LOOKS = 0.5  # at whether the server drains
+_HEALTH = ("ServerLive", "ServerReady")
 
 _InferRequest = message_class("ModelInferRequest")
 _StreamResponse = message_class("ModelStreamInferResponse")
@@ -97,24 +87,6 @@ def method_handlers(
     }
 
 
-def tls_credentials(keyfile: Path, certfile: Path, ca_certs: Path | None = None) -> grpc.ServerCredentials:
-    """What a server proves itself with.
-
-    Args:
-        keyfile: Its private key, PEM, without a password.
-        certfile: Its certificate chain, PEM.
-        ca_certs: Authorities, PEM; where given, clients must have a certificate of theirs.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
-    return grpc.ssl_server_credentials(
-        [(keyfile.read_bytes(), certfile.read_bytes())],
-        None if ca_certs is None else ca_certs.read_bytes(),
-        require_client_auth=ca_certs is not None,
-    )
-
-
 class _Verbs:
     """The protocol's verbs. They take and give bytes, so that what cannot be parsed has an answer too."""
 
@@ -124,31 +96,29 @@ class _Verbs:
         self._access_log = access_log
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
+        plane = self.plane
         verbs: dict[str, Answer] = {
-            "ServerMetadata": self._server_metadata,
-            "ModelReady": self._model_ready,
-            "ModelMetadata": self._model_metadata,
-            "ModelConfig": self._model_config,
-            "ModelStatistics": self._model_statistics,
+            "ServerLive": _at_once(lambda _: {"live": True}),
+            "ServerReady": _at_once(lambda _: {"ready": plane.is_ready}),
+            "ServerMetadata": _at_once(lambda _: server_metadata()),
+            "ModelReady": _at_once(lambda model: {"ready": plane.is_model_ready(model.name, model.version)}),
+            "ModelMetadata": _at_once(lambda model: model_metadata(plane, model.name, model.version)),
+            "ModelConfig": _at_once(lambda m: {"config": model_config(plane, m.name, m.version)}),
+            "ModelStatistics": _at_once(lambda model: statistics(plane, model.name, model.version)),
             "ModelInfer": self._infer,
             "RepositoryIndex": self._index,
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
-        return {
-            "ServerLive": self._unary("ServerLive", self._live, authorize=None),
-            "ServerReady": self._unary("ServerReady", self._ready, authorize=None),
-            **{name: self._unary(name, verb, self._authorize) for name, verb in verbs.items()},
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
-                self._told("ModelStreamInfer", self._stream)
-            ),
-        }
+        stream = grpc.stream_stream_rpc_method_handler(self._told("ModelStreamInfer", self._stream))
+        return {"ModelStreamInfer": stream, **{name: self._unary(name, verb) for name, verb in verbs.items()}}
 
     def _told(self, name: str, behavior: Behavior) -> Behavior:
         """A verb that tells the access log of its calls, if there is one."""
         return _logged(name, behavior) if self._access_log else behavior
 
-    def _unary(self, name: str, verb: Answer, authorize: Authorize | None) -> grpc.RpcMethodHandler:
+    def _unary(self, name: str, verb: Answer) -> grpc.RpcMethodHandler:
+        authorize = None if name in _HEALTH else self._authorize
         request_class, response_class = message_class(f"{name}Request"), message_class(f"{name}Response")
 
         async def answer(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
@@ -223,27 +193,6 @@ class _Verbs:
             raise
         return encode_response(await self.plane.infer(request))
 
-    async def _live(self, _: Any) -> dict[str, Any]:
-        return {"live": True}
-
-    async def _ready(self, _: Any) -> dict[str, Any]:
-        return {"ready": self.plane.is_ready}
-
-    async def _model_ready(self, message: Any) -> dict[str, Any]:
-        return {"ready": self.plane.is_model_ready(message.name, message.version)}
-
-    async def _server_metadata(self, _: Any) -> dict[str, Any]:
-        return server_metadata()
-
-    async def _model_metadata(self, message: Any) -> dict[str, Any]:
-        return model_metadata(self.plane, message.name, message.version)
-
-    async def _model_config(self, message: Any) -> dict[str, Any]:
-        return {"config": model_config(self.plane, message.name, message.version)}
-
-    async def _model_statistics(self, message: Any) -> dict[str, Any]:
-        return statistics(self.plane, message.name, message.version)
-
     async def _index(self, message: Any) -> dict[str, Any]:
         _refuse_repository(message)
         return {"models": self.plane.repository.index(only_ready=message.ready)}
@@ -260,6 +209,15 @@ class _Verbs:
         _refuse_repository(message)  # `unload_dependents`, which clients always send, has none to mean
         await asyncio.shield(self.plane.repository.unload(message.model_name))
         return {}
+
+
+def _at_once(describe: Callable[[Any], dict[str, Any]]) -> Answer:
+    """A verb that waits for nothing."""
+
+    async def verb(message: Any) -> dict[str, Any]:
+        return describe(message)
+
+    return verb
 
 
 def _health_handlers(plane: DataPlane) -> dict[str, grpc.RpcMethodHandler]:

@@ -15,13 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from artifex.generative_models.core.errors import InputError
-from artifex.serving.http.bodies import (
-    BodyReader,
-    ClientGoneError,
-    Headers,
-    Receive,
-    compressed,
-)
+from artifex.serving.http.bodies import BodyReader, ClientGoneError, Headers, Receive, compressed
 from artifex.serving.http.codec import OutputForm, decode_request, encode_response
 from artifex.serving.http.departures import Departures
 from artifex.serving.http.routes import Routes
@@ -51,12 +45,7 @@ class App:
 
     Args:
         plane: Runs the requests.
-        api_key: Where there is one, requests must bring it: `Authorization: Bearer KEY`. Health is exempt.
-        max_body_bytes: Size of a request's body.
-        body_timeout: Seconds for a request's body to arrive.
-        cors_origins: Web origins whose scripts may call.
-        access_log: Whether to log each request.
-        watch_seconds: Time between looks for new checkpoints and exports; None never looks.
+        api_key: As for `create_app`, and so are the others.
     """
 
     def __init__(
@@ -77,6 +66,7 @@ class App:
         self._departures = Departures()
         self._tasks: list[asyncio.Task[None]] = []
         self._routes = Routes(plane, self._departures, self._bodies)
+        self.max_body_bytes = max_body_bytes
         self.access_log = access_log
         self._handle: Any = self._logged if access_log else self._answer
         if cors_origins:
@@ -125,16 +115,8 @@ class App:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.plane.repository.close()
 
-    @property
-    def max_body_bytes(self) -> int:
-        """Size of a request's body."""
-        return self._bodies.max_bytes
-
     def authorize(self, authorization: str | None) -> None:
-        """Checks a request's credentials.
-
-        Args:
-            authorization: What its `Authorization` header or metadata says.
+        """Checks a request's credentials, as its `Authorization` header or metadata says them.
 
         Raises:
             UnauthorizedError: There is no API key, or a wrong one.
@@ -147,7 +129,8 @@ class App:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
-        self.start()
+        if not self._tasks:
+            self.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.close()

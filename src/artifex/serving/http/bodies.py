@@ -44,10 +44,6 @@ class BodyReader:
     async def read(self, headers: Headers, receive: Receive) -> bytes:
         """Reads a request's body.
 
-        Args:
-            headers: The request's.
-            receive: Of ASGI.
-
         Raises:
             InputError: It cannot be decompressed.
             TooLargeError: It is too large; one that says so beforehand is not read at all.
@@ -59,10 +55,7 @@ class BodyReader:
         if declared is not None and int(declared) > self.max_bytes:
             raise _too_large(int(declared), self.max_bytes)
         body = await self._received(receive)
-        coding = headers.get(b"content-encoding")
-        if coding is None:
-            return body
-        encoding = coding.decode("latin-1").strip().lower()
+        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
         if encoding == "identity":
             return body
         if encoding not in _WBITS:
@@ -114,11 +107,7 @@ class BodyReader:
 
 
 def decompress(data: bytes, max_bytes: int) -> bytes:
-    """The contents of gzip or zlib data.
-
-    Args:
-        data: The data.
-        max_bytes: Of the contents; no more is ever decompressed.
+    """The contents of gzip or zlib data; never more than `max_bytes` of them.
 
     Raises:
         InputError: It is neither, or damaged.
@@ -137,15 +126,7 @@ def decompress(data: bytes, max_bytes: int) -> bytes:
 
 
 async def compressed(body: bytes, headers: Headers) -> tuple[bytes, str | None]:
-    """A response's body as the client accepts it.
-
-    Args:
-        body: The body.
-        headers: The request's.
-
-    Returns:
-        The body, and its encoding; None if it is as it was.
-    """
+    """A response's body as the request's headers accept it, and its encoding; None if it is as it was."""
     accepted = headers.get(b"accept-encoding")
     if accepted is None or len(body) < MIN_COMPRESSED_BYTES:
         return body, None

@@ -41,12 +41,7 @@ _KEPT_HEADER_BYTES = 4096
 
 @dataclass(slots=True)
 class OutputForm:
-    """Which outputs a client wants in binary form.
-
-    Args:
-        default: Those that it does not name.
-        by_name: The others.
-    """
+    """Which outputs a client wants in binary form: those that it names so, and by default the others."""
 
     default: bool = False
     by_name: dict[str, bool] = field(default_factory=dict)
@@ -62,9 +57,6 @@ def decode_request(
     """A request from an HTTP body.
 
     Args:
-        model: The model's name.
-        version: The version asked for.
-        body: The body.
         header_length: Bytes of its JSON, where tensors follow; None is all.
 
     Raises:
@@ -98,10 +90,6 @@ def decode_request(
 
 def encode_response(response: InferResponse, form: OutputForm) -> tuple[list[Any], int | None]:
     """The HTTP body of a response.
-
-    Args:
-        response: The response.
-        form: Which outputs are wanted in binary form.
 
     Returns:
         The parts of the body, and the bytes of its JSON where tensors follow.

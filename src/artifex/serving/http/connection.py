@@ -145,17 +145,14 @@ class _JoinedWrites:
         """Sends bytes, or holds them if they are a response's head."""
         if data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and data[9:10] != b"1":
             self._head += data
-        elif self._head:
+        else:
             held, self._head = self._head, b""
             self._transport.write(held + data)
-        else:
-            self._transport.write(data)
 
     def flush(self) -> None:
         """Sends what is held."""
         if self._head:
-            held, self._head = self._head, b""
-            self._transport.write(held)
+            self.write(b"")
 
     def close(self) -> None:
         """Sends what is held, then closes."""

@@ -26,11 +26,7 @@ class Departures:
         self._timer: asyncio.TimerHandle | None = None
 
     async def result(self, future: asyncio.Future[T], receive: Receive) -> T:
-        """Waits for a future, and cancels it when the client leaves.
-
-        Args:
-            future: What the client waits for.
-            receive: Of ASGI, after the whole body was read.
+        """Waits for a future, and cancels it when the client leaves; its whole body has been read.
 
         Raises:
             ClientGoneError: The client left.

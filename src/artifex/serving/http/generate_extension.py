@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import numpy as np
 import orjson
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from artifex.generative_models.core.endpoint import TensorSpec
@@ -32,12 +31,7 @@ async def read_generate(request: Request, body: bytes, plane: DataPlane) -> Call
     """The call that a generate request asks for.
 
     The body is a JSON object whose properties are inputs and parameters, a picture file, or a form with both;
-    a query string may hold more parameters.
-
-    Args:
-        request: The request; its path names the model.
-        body: Its body.
-        plane: Runs it.
+    a query string may hold more parameters. The path names the model.
 
     Raises:
         ArtifexError: As for `DataPlane.call`, and where the body is something else.
@@ -46,8 +40,7 @@ async def read_generate(request: Request, body: bytes, plane: DataPlane) -> Call
     _, endpoint = plane.find(model, version)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        async with _form(request, body) as form:
-            content = await _from_form(endpoint, form)
+        content = await _from_form(endpoint, request, body)
     elif kind.startswith("image/"):
         content = {_picture_input(endpoint): body}
     else:
@@ -65,14 +58,9 @@ def generate_response(call: Call, outputs: Mapping[str, np.ndarray]) -> bytes:
 async def generate_events(
     call: Call, first_rows: Callable[[asyncio.Future[Outputs]], Awaitable[Outputs]]
 ) -> AsyncIterator[bytes]:
-    """The rows of a call as server-sent events, as they are computed.
+    """The rows of a call as server-sent events, one each, as they are computed.
 
-    Args:
-        call: The call. An error of the first rows is raised; a later one is the last event.
-        first_rows: Waits for the first rows.
-
-    Yields:
-        One event a row.
+    An error of the first rows, for which `first_rows` waits, is raised; a later one is the last event.
     """
     with call.loaded.in_use():
         num_rows = call.job.num_rows
@@ -105,12 +93,8 @@ def _origin(call: Call) -> dict[str, Any]:
 
 
 def _dumps(content: dict[str, Any]) -> bytes:
-    return orjson.dumps(content, _numbers, orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _numbers(array: np.ndarray) -> np.ndarray:
-    """An array of a dtype that is not NumPy's own, bfloat16, as one of a dtype that is."""
-    return array.astype(np.float32)
+    # What NumPy does not count among its own dtypes is bfloat16.
+    return orjson.dumps(content, lambda array: array.astype(np.float32), orjson.OPT_SERIALIZE_NUMPY)
 
 
 async def _infer_request(
@@ -147,24 +131,20 @@ async def _tensor(name: str, spec: TensorSpec, value: Any, resize: bool) -> np.n
     return array[None] if array.ndim == len(spec.shape) else array
 
 
-@contextlib.asynccontextmanager
-async def _form(request: Request, body: bytes) -> AsyncIterator[FormData]:
-    """A form, read from a body that is there already."""
+async def _from_form(endpoint: ServedEndpoint, request: Request, body: bytes) -> dict[str, Any]:
+    """The values of a form, read from a body that is there already."""
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    async with Request(request.scope, receive).form(max_part_size=max(len(body), 1)) as form:
-        yield form
-
-
-async def _from_form(endpoint: ServedEndpoint, form: FormData) -> dict[str, Any]:
     content: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            _add(content, name if name in endpoint.inputs else _picture_input(endpoint), await value.read())
-        else:
-            _add(content, name, _plain(value))
+    async with Request(request.scope, receive).form(max_part_size=max(len(body), 1)) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                picture = name if name in endpoint.inputs else _picture_input(endpoint)
+                _add(content, picture, await value.read())
+            else:
+                _add(content, name, _plain(value))
     return content
 
 

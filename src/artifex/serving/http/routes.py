@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
 
 from artifex.generative_models.core.errors import InputError
-from artifex.generative_models.inference.batching.queue import Outputs
 from artifex.serving.http.bodies import BodyReader, Headers, compressed
 from artifex.serving.http.codec import parse_object
 from artifex.serving.http.departures import Departures
-from artifex.serving.http.generate_extension import (
-    generate_events,
-    generate_response,
-    read_generate,
-)
-from artifex.serving.observe.metrics import CONTENT_TYPE, prometheus_text
+from artifex.serving.http.generate_extension import generate_events, generate_response, read_generate
+from artifex.serving.observe.metrics import prometheus_text
 from artifex.serving.pages.index import docs_page, index_page
 from artifex.serving.pages.openapi import openapi
 from artifex.serving.plane.dataplane import DataPlane
-from artifex.serving.plane.descriptions import (
-    model_config,
-    model_metadata,
-    server_metadata,
-    statistics,
-)
+from artifex.serving.plane.descriptions import model_config, model_metadata, server_metadata, statistics
 from artifex.serving.plane.pictures import pictures_as_png
 from artifex.serving.plane.statuses import NotFoundError, UnsupportedError
 
 
 class Routes:
-    """The requests that are not on the hot path. Their errors are for the caller.
-
-    Args:
-        plane: Runs them.
-        departures: Waits for results while clients may leave.
-        bodies: Reads what they bring.
-    """
+    """The requests that are not on the hot path. Their errors are for the caller."""
 
     def __init__(self, plane: DataPlane, departures: Departures, bodies: BodyReader):
         self._plane = plane
@@ -51,69 +36,37 @@ class Routes:
         self.router = Router(self._routes(), redirect_slashes=False, default=_no_page)
 
     def _routes(self) -> list[Route]:
-        get, post = ["GET"], ["POST"]
-        routes = [
-            Route("/", self._index, methods=get),
-            Route("/docs", self._docs, methods=get),
-            Route("/openapi.json", self._openapi, methods=get),
-            Route("/metrics", self._render_metrics, methods=get),
-            Route("/v2", self._metadata, methods=get),
-            Route("/v2/health/live", self._live, methods=get),
-            Route("/v2/health/ready", self._ready, methods=get),
-            Route("/v2/models/stats", self._statistics, methods=get),
-            Route("/v2/repository/index", self._repository_index, methods=post),
-            Route("/v2/repository/models/{model}/load", self._load, methods=post),
-            Route("/v2/repository/models/{model}/unload", self._unload, methods=post),
-        ]
+        plane = self._plane
+        told: dict[str, Callable[[Request], Response]] = {
+            "/": lambda request: HTMLResponse(index_page(plane, _base_url(request))),
+            "/docs": lambda request: HTMLResponse(docs_page(plane, _base_url(request))),
+            "/openapi.json": lambda r: _json(openapi(plane) | {"servers": [{"url": _base_url(r)}]}),
+            "/metrics": lambda _: _metrics(plane),
+            "/v2": lambda _: _json(server_metadata()),
+            "/v2/health/live": lambda _: _json({"live": True}),
+            "/v2/health/ready": lambda _: _readiness({"ready": plane.is_ready}),
+            "/v2/models/stats": lambda _: _json(statistics(plane)),
+        }
+        done = {
+            "/v2/repository/index": self._repository_index,
+            "/v2/repository/models/{model}/load": self._load,
+            "/v2/repository/models/{model}/unload": self._unload,
+        }
+        unsupported = ["/v2/trace/setting", "/v2/logging", "/v2/{kind:str}sharedmemory/{rest:path}"]
         for base in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-            routes += [
-                Route(base, self._model_metadata, methods=get),
-                Route(f"{base}/ready", self._model_ready, methods=get),
-                Route(f"{base}/config", self._model_config, methods=get),
-                Route(f"{base}/stats", self._statistics, methods=get),
-                Route(f"{base}/generate", self._generate, methods=post),
-                Route(f"{base}/generate_stream", self._generate_stream, methods=post),
-                Route(f"{base}/trace/setting", _unsupported, methods=["GET", "POST"]),
-            ]
-        for path in ("trace/setting", "logging", "{kind:str}sharedmemory/{rest:path}"):
-            routes.append(Route(f"/v2/{path}", _unsupported, methods=["GET", "POST"]))
-        return routes
-
-    async def _index(self, request: Request) -> Response:
-        return HTMLResponse(index_page(self._plane, str(request.base_url).rstrip("/")))
-
-    async def _docs(self, request: Request) -> Response:
-        return HTMLResponse(docs_page(self._plane, str(request.base_url).rstrip("/")))
-
-    async def _openapi(self, request: Request) -> Response:
-        return _json(openapi(self._plane) | {"servers": [{"url": str(request.base_url).rstrip("/")}]})
-
-    async def _render_metrics(self, request: Request) -> Response:
-        counters = [entry.counters() for entry in self._plane.repository.entries.values()]
-        return Response(prometheus_text(counters), media_type=CONTENT_TYPE)
-
-    async def _metadata(self, request: Request) -> Response:
-        return _json(server_metadata())
-
-    async def _live(self, request: Request) -> Response:
-        return _json({"live": True})
-
-    async def _ready(self, request: Request) -> Response:
-        ready = self._plane.is_ready
-        return _json({"ready": ready}, 200 if ready else 503)
-
-    async def _model_ready(self, request: Request) -> Response:
-        ready = self._plane.is_model_ready(*_named(request))
-        return _json({"name": request.path_params["model"], "ready": ready}, 200 if ready else 503)
-
-    async def _model_metadata(self, request: Request) -> Response:
-        return _json(model_metadata(self._plane, *_named(request)))
-
-    async def _model_config(self, request: Request) -> Response:
-        return _json(model_config(self._plane, *_named(request)))
-
-    async def _statistics(self, request: Request) -> Response:
-        return _json(statistics(self._plane, *_named(request)))
+            told |= {
+                base: lambda request: _json(model_metadata(plane, *_named(request))),
+                f"{base}/ready": lambda request: _model_readiness(plane, *_named(request)),
+                f"{base}/config": lambda request: _json(model_config(plane, *_named(request))),
+                f"{base}/stats": lambda request: _json(statistics(plane, *_named(request))),
+            }
+            done |= {f"{base}/generate": self._generate, f"{base}/generate_stream": self._generate_stream}
+            unsupported.append(f"{base}/trace/setting")
+        return [
+            *(Route(path, _at_once(answer), methods=["GET"]) for path, answer in told.items()),
+            *(Route(path, answer, methods=["POST"]) for path, answer in done.items()),
+            *(Route(path, _unsupported, methods=["GET", "POST"]) for path in unsupported),
+        ]
 
     async def _repository_index(self, request: Request) -> Response:
         only_ready = (await self._object(request)).get("ready", False)
@@ -134,9 +87,8 @@ class Routes:
 
     async def _generate(self, request: Request) -> Response:
         call = await read_generate(request, await self._body(request), self._plane)
-        names = call.endpoint.picture_outputs
         wanted = call.request.outputs
-        names = [name for name in names if wanted is None or name in wanted]
+        names = [name for name in call.endpoint.picture_outputs if wanted is None or name in wanted]
         as_png = _wants_png(request)
         if as_png and not names:
             raise InputError(f"{call.endpoint.name}: no pictures to give; leave out Accept: image/png")
@@ -152,11 +104,7 @@ class Routes:
 
     async def _generate_stream(self, request: Request) -> Response:
         call = await read_generate(request, await self._body(request), self._plane)
-
-        def first_rows(outputs: asyncio.Future[Outputs]) -> Awaitable[Outputs]:
-            return self._departures.result(outputs, request.receive)
-
-        events = generate_events(call, first_rows)
+        events = generate_events(call, lambda rows: self._departures.result(rows, request.receive))
         first = await anext(events)  # an error before it is a plain response
 
         async def rest() -> Any:
@@ -164,9 +112,8 @@ class Routes:
             async for event in events:
                 yield event
 
-        return StreamingResponse(
-            rest(), media_type="text/event-stream", headers={"cache-control": "no-cache"}
-        )
+        headers = {"cache-control": "no-cache"}
+        return StreamingResponse(rest(), media_type="text/event-stream", headers=headers)
 
     async def _body(self, request: Request) -> bytes:
         return await self._bodies.read(_headers(request), request.receive)
@@ -186,12 +133,38 @@ def _headers(request: Request) -> Headers:
     return dict(request.scope["headers"])
 
 
+def _base_url(request: Request) -> str:
+    return str(request.base_url).rstrip("/")
+
+
 def _named(request: Request) -> tuple[str, str]:
     return request.path_params.get("model", ""), request.path_params.get("version", "")
 
 
 def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+def _readiness(content: dict[str, Any]) -> Response:
+    return _json(content, 200 if content["ready"] else 503)
+
+
+def _model_readiness(plane: DataPlane, model: str, version: str) -> Response:
+    return _readiness({"name": model, "ready": plane.is_model_ready(model, version)})
+
+
+def _metrics(plane: DataPlane) -> Response:
+    counters = [entry.counters() for entry in plane.repository.entries.values()]
+    return Response(prometheus_text(counters), media_type=CONTENT_TYPE_LATEST)
+
+
+def _at_once(answer: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that waits for nothing, and so needs no thread of its own."""
+
+    async def endpoint(request: Request) -> Response:
+        return answer(request)
+
+    return endpoint
 
 
 async def _no_page(scope: Any, receive: Any, send: Any) -> None:

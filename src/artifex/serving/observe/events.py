@@ -33,11 +33,7 @@ def log_event(event: str, error: BaseException | None = None, **facts: Any) -> N
 
 
 def show_events(as_json: bool) -> None:
-    """Has events appear on stderr.
-
-    Args:
-        as_json: Whether each is a JSON object, for machines; else it is a line for people.
-    """
+    """Has events appear on stderr: each as a JSON object, for machines, or else as a line for people."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
     for name, level in LEVELS.items():

@@ -6,39 +6,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import ProcessCollector, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.metrics_core import Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from artifex.generative_models.inference.batching.stats import BatcherStats
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 _LABELS = ("model", "version")
-_MICROSECONDS = 1e6
 _PROCESS = ProcessCollector(registry=None)
 
+_Table = dict[str, tuple[str, Callable[[BatcherStats], float]]]
 # What Triton's dashboards ask for.
-_COUNTERS: dict[str, tuple[str, Callable[[BatcherStats], float]]] = {
+_COUNTERS: _Table = {
     "nv_inference_request_success": ("Requests answered", lambda s: s.requests),
     "nv_inference_count": ("Rows computed", lambda s: s.rows),
     "nv_inference_exec_count": ("Batches run", lambda s: s.batches),
-    "nv_inference_request_duration_us": (
-        "Time from the queue to the answer",
-        lambda s: _MICROSECONDS * s.request_seconds,
-    ),
-    "nv_inference_queue_duration_us": ("Time in the queue", lambda s: _MICROSECONDS * s.queue_seconds),
-    "nv_inference_compute_input_duration_us": (
-        "Time to put batches together",
-        lambda s: _MICROSECONDS * s.input_seconds,
-    ),
-    "nv_inference_compute_infer_duration_us": (
-        "Time to execute batches",
-        lambda s: _MICROSECONDS * s.infer_seconds,
-    ),
-    "nv_inference_compute_output_duration_us": (
-        "Time to share out what batches gave",
-        lambda s: _MICROSECONDS * s.output_seconds,
-    ),
     "nv_inference_request_failure": (
         "Requests that ended with an error",
         lambda s: s.failed + s.expired + s.overloaded,
@@ -47,7 +28,15 @@ _COUNTERS: dict[str, tuple[str, Callable[[BatcherStats], float]]] = {
     "artifex_requests_expired": ("Requests that waited too long", lambda s: s.expired),
     "artifex_requests_overloaded": ("Requests that a full queue refused", lambda s: s.overloaded),
 }
-_GAUGES: dict[str, tuple[str, Callable[[BatcherStats], float]]] = {
+# Seconds, which are microseconds there.
+_DURATIONS: _Table = {
+    "request": ("Time from the queue to the answer", lambda s: s.request_seconds),
+    "queue": ("Time in the queue", lambda s: s.queue_seconds),
+    "compute_input": ("Time to put batches together", lambda s: s.input_seconds),
+    "compute_infer": ("Time to execute batches", lambda s: s.infer_seconds),
+    "compute_output": ("Time to share out what batches gave", lambda s: s.output_seconds),
+}
+_GAUGES: _Table = {
     "nv_inference_pending_request_count": ("Requests that wait", lambda s: s.queued_requests),
     "artifex_queue_rows": ("Rows that wait", lambda s: s.queued_rows),
     "artifex_rows_in_flight": ("Rows that are computed now", lambda s: s.rows_in_flight),
@@ -59,7 +48,6 @@ class ModelCounters:
     """What a server counts of one model.
 
     Args:
-        name: The model's name.
         stats: What it did, by version and endpoint.
         version: The version that is loaded; None where none is.
         compile_count: Executables that were compiled for what is loaded.
@@ -88,33 +76,32 @@ class _Counters(Collector):
             for version, by_endpoint in model.stats.items()
             for endpoint, stats in by_endpoint.items()
         ]
-        for name, (doc, value) in _COUNTERS.items():
-            yield _counter(name, doc, [(labels, value(stats)) for labels, stats in found])
-        for name, (doc, value) in _GAUGES.items():
-            gauge = GaugeMetricFamily(name, doc, labels=_LABELS)
-            for labels, stats in found:
-                gauge.add_metric(labels, value(stats))
-            yield gauge
+        for name, (doc, seconds) in _DURATIONS.items():
+            times = [(labels, 1e6 * seconds(stats)) for labels, stats in found]
+            yield _metric(f"nv_inference_{name}_duration_us", doc, times)
+        for kind, table in (("unknown", _COUNTERS), ("gauge", _GAUGES)):
+            for name, (doc, value) in table.items():
+                yield _metric(name, doc, [(labels, value(stats)) for labels, stats in found], kind)
         per_batch = SummaryMetricFamily("artifex_rows_per_batch", "Rows of a batch", labels=_LABELS)
         for labels, stats in found:
             per_batch.add_metric(labels, count_value=stats.batches, sum_value=stats.rows)
         yield per_batch
-        ready = GaugeMetricFamily("artifex_model_ready", "Whether a model is loaded", labels=["model"])
-        for model in self._models:
-            ready.add_metric([model.name], float(model.version is not None))
-        yield ready
+        ready = [((model.name,), float(model.version is not None)) for model in self._models]
+        yield _metric("artifex_model_ready", "Whether a model is loaded", ready, "gauge")
         compiles = [
             ((model.name, model.version), float(model.compile_count))
             for model in self._models
             if model.version is not None
         ]
-        yield _counter("artifex_compiles", "Executables compiled", compiles)
+        yield _metric("artifex_compiles", "Executables compiled", compiles)
         yield from _PROCESS.collect()
 
 
-def _counter(name: str, doc: str, values: Iterable[tuple[tuple[str, str], float]]) -> Metric:
-    """A counter that keeps its name: prometheus_client would add `_total` to it."""
-    metric = Metric(name, doc, "unknown")
+def _metric(
+    name: str, doc: str, values: Iterable[tuple[tuple[str, ...], float]], kind: str = "unknown"
+) -> Metric:
+    """Values by their labels. Counters are "unknown": prometheus_client would add `_total` to their names."""
+    metric = Metric(name, doc, kind)
     for labels, value in values:
-        metric.add_sample(name, dict(zip(_LABELS, labels, strict=True)), value)
+        metric.add_sample(name, dict(zip(_LABELS, labels, strict=False)), value)
     return metric

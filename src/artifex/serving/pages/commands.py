@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from typing import Any
+from json import dumps
 
 import numpy as np
 
-from artifex.serving.pages.examples import (
-    generate_example,
-    infer_example,
-    needed_inputs,
-)
+from artifex.serving.pages.examples import generate_example, infer_example, needed_inputs
 from artifex.serving.plane.loaded_model import ServedEndpoint
 
 _NUM_SAMPLES = 16
@@ -26,10 +21,8 @@ def curl_commands(
     The first commands of a model that draws pictures write `picture.png`, which later ones read.
 
     Args:
-        base_url: Where the server is.
         model: The name that requests give.
-        endpoint: The endpoint.
-        max_rows: Rows of one request.
+        max_rows: Rows of one request, at most.
     """
     url = f"{base_url}/v2/models/{model}"
     png = ["-H", "Accept: image/png"] if endpoint.picture_outputs else []
@@ -48,9 +41,9 @@ def curl_commands(
     body = generate_example(endpoint)
     if body is None:
         return []
-    commands = [("JSON", _curl(f"{url}/generate", "-d", _json(body)))]
+    commands = [("JSON", _curl(f"{url}/generate", "-d", dumps(body)))]
     if png:
-        commands.append(("A picture file", _curl(f"{url}/generate", "-d", _json(body), *saved)))
+        commands.append(("A picture file", _curl(f"{url}/generate", "-d", dumps(body), *saved)))
     return commands
 
 
@@ -84,11 +77,11 @@ def tritonclient_snippet(base_url: str, model: str, endpoint: ServedEndpoint) ->
 def _draws(url: str, endpoint: ServedEndpoint, png: list[str], num_samples: int) -> list[tuple[str, str]]:
     """Commands for an endpoint that needs no input."""
     seed = {"seed": 1} if endpoint.draws else {}
-    many, few, one = (_json({"num_samples": n, **seed}) for n in (num_samples, min(4, num_samples), 1))
+    many, few, one = (dumps({"num_samples": n, **seed}) for n in (num_samples, min(4, num_samples), 1))
     commands = [
         ("JSON", _curl(f"{url}/generate", "-d", one)),
         ("A row at a time", _curl(f"{url}/generate_stream", "-d", few, options="-sN")),
-        ("The protocol's own form", _curl(f"{url}/infer", "-d", _json(infer_example(endpoint)))),
+        ("The protocol's own form", _curl(f"{url}/infer", "-d", dumps(infer_example(endpoint)))),
     ]
     if not png:
         return commands
@@ -101,10 +94,6 @@ def _draws(url: str, endpoint: ServedEndpoint, png: list[str], num_samples: int)
 
 def _curl(url: str, *arguments: str, options: str = "-s") -> str:
     return shlex.join(["curl", options, url, *arguments])
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content)
 
 
 def _dtype(endpoint: ServedEndpoint, name: str) -> str:

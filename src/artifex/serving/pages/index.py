@@ -43,7 +43,6 @@ def index_page(plane: DataPlane, base_url: str) -> str:
     """The models, with commands to try.
 
     Args:
-        plane: Whose models.
         base_url: Where the server is, without a slash at the end; not to be trusted.
     """
     entries = plane.repository.entries.values()
@@ -69,12 +68,7 @@ def index_page(plane: DataPlane, base_url: str) -> str:
 
 
 def docs_page(plane: DataPlane, base_url: str) -> str:
-    """The operations that the OpenAPI document has, without those that this server only refuses.
-
-    Args:
-        plane: Whose models.
-        base_url: Where the server is, without a slash at the end; not to be trusted.
-    """
+    """The operations that the OpenAPI document has, without those that this server only refuses."""
     rows = [
         [method.upper(), path, operation["summary"]]
         for path, operations in openapi(plane)["paths"].items()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Set
 
 from artifex import __version__
-from artifex.serving.pages.examples import (
-    all_endpoints,
-    generate_example,
-    infer_example,
-)
+from artifex.serving.pages.examples import all_endpoints, generate_example, infer_example
 from artifex.serving.pages.schemas import (
+    FLAG,
+    OBJECT,
     SCHEMAS,
+    TEXT,
     Json,
+    array_of,
+    described,
     generate_options,
     generate_request,
     generate_response,
@@ -39,7 +40,8 @@ _MODEL = {401, 404, 500, 503}
 _BODY = {400, 401, 408, 413, 500, 501}
 _RUN = _MODEL | _BODY | {429, 504}
 
-_FILE: Json = {"type": "string", "contentMediaType": "application/octet-stream"}
+_FILE: Json = {**TEXT, "contentMediaType": "application/octet-stream"}
+_BINARY: Json = {"application/octet-stream": {"schema": _FILE}}
 _HEADER_LENGTH: Json = {
     "description": "Bytes of the JSON, where binary tensors follow it; 0 is a body of one raw input.",
     "schema": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
@@ -52,22 +54,20 @@ _ABOUT = (
 
 
 def openapi(plane: DataPlane) -> Json:
-    """The document, in OpenAPI 3.1.
-
-    Args:
-        plane: Whose models it describes.
-    """
+    """The document, in OpenAPI 3.1."""
     endpoints = all_endpoints(plane)
     served = {name.removesuffix(".generate"): endpoint for name, endpoint in endpoints.items()}
     names = [*plane.repository.entries, *endpoints]
-    model = _parameter("path", "model", {"type": "string", "enum": names}, "A model or an endpoint of one.")
+    model = _parameter("path", "model", {**TEXT, "enum": names}, "A model or an endpoint of one.")
     versions = {entry.loaded.version for entry in plane.repository.entries.values() if entry.loaded}
-    version = _parameter("path", "version", {"type": "string", "minLength": 1}, "The version that is loaded.")
+    version = _parameter("path", "version", {**TEXT, "minLength": 1}, "The version that is loaded.")
     version["examples"] = {f"loaded-{i}": {"value": v} for i, v in enumerate(sorted(versions))}
     examples = {name: infer_example(endpoint) for name, endpoint in served.items()}
-    paths = {**_pages(), **_server(), **_repository([*plane.repository.entries])}
-    for name, endpoint in served.items():
-        paths[f"/v2/models/{name}/generate"] = {"post": _generate_of(name, endpoint, plane.max_rows)}
+    generates = {
+        f"/v2/models/{name}/generate": _generate_of(name, endpoint, plane.max_rows)
+        for name, endpoint in served.items()
+    }
+    paths = _server() | _repository([*plane.repository.entries]) | _paths("Generate", "post", generates)
     paths |= _model("/v2/models/{model}", "", [model], examples)
     paths |= _model("/v2/models/{model}/versions/{version}", "OfVersion", [model, version], examples)
     return {
@@ -83,103 +83,83 @@ def openapi(plane: DataPlane) -> Json:
     }
 
 
-def _pages() -> Json:
-    html: Json = {"text/html": {}}
-    any_object = _json({"type": "object"})
-    return {
-        "/": {"get": _operation("Pages", "index", "The models, with commands to try.", html, _READ)},
-        "/docs": {"get": _operation("Pages", "docs", "A table of the operations.", html, _READ)},
-        "/openapi.json": {
-            "get": _operation("Pages", "openapi", "This API as an OpenAPI document.", any_object, _READ)
-        },
-    }
-
-
 def _server() -> Json:
+    html: Json = {"text/html": {}}
     text: Json = {"text/plain": {}}
-    live = _json(object_of({"live": {"const": True}}))
-    ready = _operation("Server", "ready", "Whether every model is loaded.", _json(ref("Ready")), set())
+    live, statistics = _json(object_of({"live": {"const": True}})), _json(ref("Statistics"))
+    ready = _operation("ready", "Whether every model is loaded.", _json(ref("Ready")), set())
     ready["responses"]["503"] = _response("Not yet, or not any more.", _json(ref("Ready")))
-    server, statistics = _json(ref("Server")), _json(ref("Statistics"))
-    operations = {
-        "/metrics": _operation("Server", "metrics", "Counters for Prometheus.", text, _READ),
-        "/v2": _operation("Server", "server", "The server's name and extensions.", server, _READ),
-        "/v2/health/live": _operation("Server", "live", "Whether the server runs.", live, set()),
-        "/v2/health/ready": ready,
-        "/v2/models/stats": _operation("Server", "allStatistics", "Counters of all.", statistics, _READ),
+    pages = {
+        "/": _operation("index", "The models, with commands to try.", html, _READ),
+        "/docs": _operation("docs", "A table of the operations.", html, _READ),
+        "/openapi.json": _operation("openapi", "This API as an OpenAPI document.", _json(OBJECT), _READ),
     }
-    return {path: {"get": operation} for path, operation in operations.items()}
+    server = {
+        "/metrics": _operation("metrics", "Counters for Prometheus.", text, _READ),
+        "/v2": _operation("server", "The server's name and extensions.", _json(ref("Server")), _READ),
+        "/v2/health/live": _operation("live", "Whether the server runs.", live, set()),
+        "/v2/health/ready": ready,
+        "/v2/models/stats": _operation("allStatistics", "Counters of all.", statistics, _READ),
+    }
+    return _paths("Pages", "get", pages) | _paths("Server", "get", server)
 
 
 def _repository(names: list[str]) -> Json:
-    model = [_parameter("path", "model", {"type": "string", "enum": names}, "A model.")]
-    wants_ready = object_of({"ready": {"type": "boolean", "default": False}}, [])
+    model = [_parameter("path", "model", {**TEXT, "enum": names}, "A model.")]
+    wants_ready = _json(object_of({"ready": {**FLAG, "default": False}}, []))
     no_parameters = object_of({"parameters": object_of({}, [])}, [], about="Parameters must be empty.")
-    nothing, base = _json({"type": "object"}), "/v2/repository/models/{model}"
-    index = _operation("Repository", "models", "The models and their states.", _json(ref("Index")), _BODY)
-    load = _operation(
-        "Repository", "load", "Loads a model, or its newest checkpoint.", nothing, _MODEL | _BODY
+    nothing, changes, base = _json(OBJECT), _MODEL | _BODY, "/v2/repository/models/{model}"
+    index = _operation(
+        "models", "The models and their states.", _json(ref("Index")), _BODY, None, wants_ready
     )
-    unload = _operation("Repository", "unload", "Takes a model away.", nothing, (_MODEL | _BODY) - {503})
-    index["requestBody"] = {"content": _json(wants_ready)}
-    load |= {"parameters": model, "requestBody": {"content": _json(no_parameters)}}
-    unload |= {"parameters": model, "requestBody": {"content": _json({"type": "object"})}}
+    about = "Loads a model, or its newest checkpoint."
+    load = _operation("load", about, nothing, changes, model, _json(no_parameters))
+    unload = _operation("unload", "Takes a model away.", nothing, changes - {503}, model, nothing)
     operations = {"/v2/repository/index": index, f"{base}/load": load, f"{base}/unload": unload}
-    return {path: {"post": operation} for path, operation in operations.items()}
+    return _paths("Repository", "post", operations)
 
 
 def _model(base: str, suffix: str, named: list[Json], examples: dict[str, Json | None]) -> Json:
     """The paths of a model, or of a version of one."""
 
     def get(name: str, about: str, schema: str) -> Json:
-        operation = _operation("Models", name + suffix, about, _json(ref(schema)), _MODEL)
-        return {"get": {**operation, "parameters": named}}
+        return _operation(name + suffix, about, _json(ref(schema)), _MODEL, named)
 
     ready = get("modelReady", "Whether a model is loaded.", "ModelReady")
-    ready["get"]["responses"]["503"] = _response("It is not.", _json(ref("ModelReady")))
-    infer = _operation("Models", "infer" + suffix, "Runs a model.", _json(ref("InferResponse")), _RUN)
-    binary = {"application/octet-stream": {"schema": _FILE}}
-    infer["responses"]["200"]["content"] |= binary
-    infer["responses"]["200"]["headers"] = {"Inference-Header-Content-Length": _HEADER_LENGTH}
-    bodies = {name: {"value": body} for name, body in examples.items() if body is not None}
-    content = {"application/json": {"schema": ref("InferRequest"), "examples": bodies}, **binary}
-    infer["requestBody"] = {"required": True, "content": content}
-    header = {"name": "Inference-Header-Content-Length", "in": "header", **_HEADER_LENGTH}
-    infer["parameters"] = [*named, header]
-    generate = _operation("Models", "generate" + suffix, "Runs a model, in plain JSON.", {}, _RUN)
-    generate["responses"]["200"] = _generated(_json(ref("GenerateResponse")), pictures=True)
-    events: Json = {"text/event-stream": {"example": 'data: {"index": 0, "x": [[0.0]]}\n\n'}}
-    about = "Runs a model and sends each row as an event, a JSON object, once it is there."
-    stream = _operation("Models", "generateStream" + suffix, about, events, _RUN)
-    for operation in (generate, stream):
-        operation["parameters"] = named
-        form = {"multipart/form-data": {"schema": {"type": "object"}}}
-        operation["requestBody"] = {"content": {**_json(ref("GenerateRequest")), **form, **_PICTURES}}
-    return {
+    ready["responses"]["503"] = _response("It is not.", _json(ref("ModelReady")))
+    metadata = {
         base: get("model", "A model's inputs and outputs.", "Model"),
         f"{base}/ready": ready,
         f"{base}/config": get(
             "modelConfig", "A model's inputs and outputs, as Triton has it.", "ModelConfig"
         ),
         f"{base}/stats": get("statistics", "A model's counters.", "Statistics"),
-        f"{base}/infer": {"post": infer},
-        f"{base}/generate": {"post": generate},
-        f"{base}/generate_stream": {"post": stream},
+    }
+    infer = _operation("infer" + suffix, "Runs a model.", _json(ref("InferResponse")) | _BINARY, _RUN)
+    infer["responses"]["200"]["headers"] = {"Inference-Header-Content-Length": _HEADER_LENGTH}
+    header = {"name": "Inference-Header-Content-Length", "in": "header", **_HEADER_LENGTH}
+    infer["parameters"] = [*named, header]
+    bodies = {name: {"value": body} for name, body in examples.items() if body is not None}
+    content = {"application/json": {"schema": ref("InferRequest"), "examples": bodies}, **_BINARY}
+    infer["requestBody"] = {"required": True, "content": content}
+    body = {**_json(ref("GenerateRequest")), "multipart/form-data": {"schema": OBJECT}, **_PICTURES}
+    generate = _operation("generate" + suffix, "Runs a model, in plain JSON.", {}, _RUN, named, body)
+    generate["responses"]["200"] = _generated(_json(ref("GenerateResponse")), pictures=True)
+    events: Json = {"text/event-stream": {"example": 'data: {"index": 0, "x": [[0.0]]}\n\n'}}
+    about = "Runs a model and sends each row as an event, a JSON object, once it is there."
+    stream = _operation("generateStream" + suffix, about, events, _RUN, named, body)
+    runs = {f"{base}/infer": infer, f"{base}/generate": generate, f"{base}/generate_stream": stream}
+    return {
+        **_paths("Models", "get", metadata),
+        **_paths("Models", "post", runs),
         f"{base}/trace/setting": _unsupported_operations("modelTrace" + suffix, named),
     }
 
 
 def _generate_of(name: str, endpoint: ServedEndpoint, max_rows: int) -> Json:
     """Generate for one endpoint."""
-    about = f"{name}: {endpoint.doc or 'runs it'}, in plain JSON."
-    operation = _operation("Generate", f"generate-{name}", about, {}, _RUN)
-    operation["description"] = f"/v2/models/{name}/generate_stream takes the same and sends rows one by one."
-    answer = _json(generate_response(endpoint))
-    operation["responses"]["200"] = _generated(answer, pictures=bool(endpoint.picture_outputs))
     options = generate_options(endpoint, max_rows)
-    operation["parameters"] = [
-        _parameter("query", option, schema, "", required=False) for option, schema in options.items()
-    ]
+    parameters = [_parameter("query", option, schema, required=False) for option, schema in options.items()]
     content = _json(generate_request(endpoint, max_rows))
     example = generate_example(endpoint)
     if example is not None:
@@ -187,24 +167,29 @@ def _generate_of(name: str, endpoint: ServedEndpoint, max_rows: int) -> Json:
     if len(endpoint.picture_inputs) == 1:
         content |= _PICTURES
     if endpoint.picture_inputs:
-        files: Json = {name: {"type": "array", "items": _FILE} for name in endpoint.picture_inputs}
+        files = dict.fromkeys(endpoint.picture_inputs, array_of(_FILE))
         content["multipart/form-data"] = {"schema": object_of({**files, **options}, [])}
-    operation["requestBody"] = {"content": content}
-    return operation
+    about = f"{name}: {endpoint.doc or 'runs it'}, in plain JSON."
+    operation = _operation(f"generate-{name}", about, {}, _RUN, parameters, content)
+    answer = _json(generate_response(endpoint))
+    operation["responses"]["200"] = _generated(answer, pictures=bool(endpoint.picture_outputs))
+    return described(
+        operation, f"/v2/models/{name}/generate_stream takes the same and sends rows one by one."
+    )
 
 
 def _generated(content: Json, *, pictures: bool) -> Json:
+    about = "The outputs."
+    if pictures:
+        about = "The outputs; a PNG of the pictures for a request that accepts image/png."
+        content = {**content, "image/png": {"schema": _FILE}}
     seed = {"description": "What repeats the draw.", "schema": {"type": "integer"}}
-    png = {"image/png": {"schema": _FILE}} if pictures else {}
-    about = (
-        "The outputs; a PNG of the pictures for a request that accepts image/png." if png else "The outputs."
-    )
-    return {**_response(about, {**content, **png}), "headers": {"artifex-seed": seed}}
+    return {**_response(about, content), "headers": {"artifex-seed": seed}}
 
 
 def _unsupported() -> Json:
-    kind = _parameter("path", "kind", {"type": "string", "enum": ["system", "cuda"]}, "Whose memory.")
-    rest = _parameter("path", "rest", {"type": "string", "minLength": 1}, "What to do with it.")
+    kind = _parameter("path", "kind", {**TEXT, "enum": ["system", "cuda"]}, "Whose memory.")
+    rest = _parameter("path", "rest", {**TEXT, "minLength": 1}, "What to do with it.")
     return {
         "/v2/trace/setting": _unsupported_operations("trace", []),
         "/v2/logging": _unsupported_operations("logging", []),
@@ -214,23 +199,38 @@ def _unsupported() -> Json:
 
 def _unsupported_operations(name: str, parameters: list[Json]) -> Json:
     """What some clients ask every server for."""
-    about, path = "Not supported.", {}
+    path = {}
     for method in ("get", "post"):
-        operation = _operation("Not supported", f"{method}-{name}", about, None, {401, 500, 501})
-        path[method] = {**operation, "parameters": parameters}
+        operation = _operation(f"{method}-{name}", "Not supported.", None, {401, 500, 501}, parameters)
+        path[method] = {"tags": ["Not supported"], **operation}
     return path
 
 
-def _operation(tag: str, name: str, about: str, content: Json | None, errors: Iterable[int]) -> Json:
+def _paths(tag: str, method: str, operations: Json) -> Json:
+    return {path: {method: {"tags": [tag], **operation}} for path, operation in operations.items()}
+
+
+def _operation(
+    name: str,
+    about: str,
+    content: Json | None,
+    errors: Set[int],
+    parameters: list[Json] | None = None,
+    body: Json | None = None,
+) -> Json:
     responses: Json = {} if content is None else {"200": _response("OK.", content)}
     for status in sorted(errors):
         responses[str(status)] = {"$ref": f"#/components/responses/{_ERRORS[status][0]}"}
-    return {"tags": [tag], "operationId": name, "summary": about, "responses": responses}
+    operation: Json = {"operationId": name, "summary": about, "responses": responses}
+    if parameters is not None:
+        operation["parameters"] = parameters
+    if body is not None:
+        operation["requestBody"] = {"content": body}
+    return operation
 
 
-def _parameter(where: str, name: str, schema: Json, about: str, *, required: bool = True) -> Json:
-    described = {"description": about} if about else {}
-    return {"name": name, "in": where, "required": required, "schema": schema, **described}
+def _parameter(where: str, name: str, schema: Json, about: str = "", *, required: bool = True) -> Json:
+    return described({"name": name, "in": where, "required": required, "schema": schema}, about)
 
 
 def _error(status: int, about: str) -> Json:

@@ -28,10 +28,6 @@ class Call:
     """A checked request, ready for its model's queue.
 
     Args:
-        request: The request.
-        loaded: The model.
-        endpoint: The endpoint.
-        job: What is to run.
         seed: None where nothing is drawn; one integer for all rows, or one a row.
         timeout: Seconds until it is given up if none of its rows is under way.
     """
@@ -44,12 +40,7 @@ class Call:
     timeout: float | None
 
     def submit(self, start: int = 0, stop: int | None = None) -> asyncio.Future[dict[str, np.ndarray]]:
-        """Queues rows, by default all.
-
-        Args:
-            start: The first row.
-            stop: The row after the last; None is the end.
-        """
+        """Queues the rows from `start` on and before `stop`, by default all."""
         job = self.job if stop is None else self.job.part(start, stop)
         try:
             return self.loaded.batcher.submit_job(job, outputs=self.request.outputs, timeout=self.timeout)
@@ -117,8 +108,7 @@ class DataPlane:
         """Checks a request.
 
         Raises:
-            NotFoundError: As for `find`.
-            NotReadyError: As for `find`.
+            NotFoundError, NotReadyError: As for `find`.
             InputError: A wrong input, parameter or number of rows.
             TooLargeError: Too many rows.
         """

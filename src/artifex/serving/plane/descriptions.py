@@ -1,4 +1,7 @@
-"""What a server tells of itself and its models: metadata, configurations and statistics."""
+"""What a server tells of itself and its models: metadata, configurations and statistics.
+
+What is told of one model raises `NotFoundError` and `NotReadyError` as `DataPlane.find` does.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,7 @@ def server_metadata() -> dict[str, Any]:
 
 
 def model_metadata(plane: DataPlane, model: str, version: str = "") -> dict[str, Any]:
-    """Of a model, as the protocol has it.
-
-    Raises:
-        NotFoundError, NotReadyError: As for `DataPlane.find`.
-    """
+    """Of a model, as the protocol has it."""
     loaded, endpoint = plane.find(model, version)
     inputs, outputs = endpoint.tensors
     return {
@@ -35,11 +34,7 @@ def model_metadata(plane: DataPlane, model: str, version: str = "") -> dict[str,
 
 
 def model_config(plane: DataPlane, model: str, version: str = "") -> dict[str, Any]:
-    """Of a model, as Triton's clients ask for it; shapes without the axis of rows.
-
-    Raises:
-        NotFoundError, NotReadyError: As for `DataPlane.find`.
-    """
+    """Of a model, as Triton's clients ask for it; shapes without the axis of rows."""
     loaded, endpoint = plane.find(model, version)
     inputs, outputs = ([_config(tensor) for tensor in tensors] for tensors in endpoint.tensors)
     for tensor in inputs:
@@ -56,11 +51,7 @@ def model_config(plane: DataPlane, model: str, version: str = "") -> dict[str, A
 
 
 def statistics(plane: DataPlane, model: str = "", version: str = "") -> dict[str, Any]:
-    """Of one model or all since they were loaded, as the statistics extension has it: summed nanoseconds.
-
-    Raises:
-        NotFoundError, NotReadyError: As for `DataPlane.find`.
-    """
+    """Of one model or all since they were loaded, as the statistics extension has it: summed nanoseconds."""
     if model:
         loaded, endpoint = plane.find(model, version)
         return {"model_stats": [_statistics(model, loaded, endpoint.name)]}

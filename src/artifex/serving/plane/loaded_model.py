@@ -98,7 +98,10 @@ class LoadedModel:
         _warm_up(executor, progress)
         self.warmup_seconds = time.perf_counter() - start
         self.num_compiled = executor.compile_count - compiled
-        self.endpoints = {name: _served(executor, name) for name in executor.endpoints}
+        self.endpoints = {
+            name: ServedEndpoint(name, *executor.spec(name), made.options, executor.draws(name), made.doc)
+            for name, made in executor.endpoints.items()
+        }
         self.batcher = Batcher(executor, max_queued_rows=max_queued_rows)
         self.refused: Counter[str] = Counter()  # by endpoint: requests that never came to the queue
         self.last_inference = 0  # milliseconds since 1970
@@ -157,16 +160,10 @@ class LoadedModel:
         await self._unused.wait()
 
 
-def _served(executor: Executor, name: str) -> ServedEndpoint:
-    inputs, outputs = executor.spec(name)
-    endpoint = executor.endpoints[name]
-    return ServedEndpoint(name, inputs, outputs, endpoint.options, executor.draws(name), endpoint.doc)
-
-
 def _is_alike(pipeline: InferencePipeline, other: InferencePipeline) -> bool:
     """Whether two models have the same endpoints."""
-    kinds = [p.metadata.get("model_type") for p in (pipeline, other)]
-    return kinds[0] == kinds[1] and pipeline.config == other.config
+    ours, theirs = ((p.metadata.get("model_type"), p.config) for p in (pipeline, other))
+    return ours == theirs
 
 
 def _warm_up(executor: Executor, progress: Progress) -> None:

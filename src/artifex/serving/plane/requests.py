@@ -22,11 +22,8 @@ class InferRequest:
     """A request to run a model, whatever protocol it came by.
 
     Args:
-        model: The model's name.
         version: The version asked for; "" is the one that is loaded.
         id: Comes back with the response.
-        inputs: Tensors by name.
-        parameters: Of the request.
         outputs: Names of the outputs asked for; None is all.
     """
 
@@ -40,15 +37,7 @@ class InferRequest:
 
 @dataclass(slots=True)
 class InferResponse:
-    """What a model gave.
-
-    Args:
-        model: The model's name.
-        version: The version that ran.
-        id: That of the request.
-        parameters: Of the response.
-        outputs: Tensors by name.
-    """
+    """What a version of a model gave; its id is that of the request."""
 
     model: str
     version: str

@@ -41,11 +41,7 @@ def datatype_of(dtype: np.dtype[Any]) -> str:
 
 
 def dtype_of(name: str, datatype: Any) -> np.dtype[Any]:
-    """The dtype of a tensor.
-
-    Args:
-        name: The tensor's name.
-        datatype: The protocol's name of its dtype, from a request.
+    """The dtype of a tensor, from the protocol's name of it in a request.
 
     Raises:
         InputError: There is no such datatype.
@@ -71,13 +67,7 @@ def checked_shape(name: str, shape: Any) -> tuple[int, ...]:
 
 
 def tensor_from_json(name: str, datatype: Any, shape: tuple[int, ...], data: Any) -> np.ndarray:
-    """A tensor from parsed JSON.
-
-    Args:
-        name: The tensor's name.
-        datatype: Its datatype.
-        shape: Its shape.
-        data: Its elements, row-major, nested or flat; strings for BYTES.
+    """A tensor from parsed JSON: its elements, row-major, nested or flat; strings for BYTES.
 
     Raises:
         InputError: The elements are of another kind or number, or out of range; BF16, which has no JSON form.
@@ -97,9 +87,7 @@ def nested_array(name: str, data: Any, dtype: np.dtype[Any]) -> np.ndarray:
     """An array from parsed JSON, of the shape that it has there; bytes, as an object array, from strings.
 
     Args:
-        name: The tensor's name.
         data: An element, or lists of them, to any depth.
-        dtype: Its dtype.
 
     Raises:
         InputError: Lists of unequal lengths, elements of another kind, or numbers out of the dtype's range.
@@ -142,13 +130,7 @@ def as_dtype(name: str, numbers: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray
 
 
 def tensor_from_bytes(name: str, datatype: Any, shape: tuple[int, ...], data: memoryview) -> np.ndarray:
-    """A tensor from its binary form: little-endian, row-major.
-
-    Args:
-        name: The tensor's name.
-        datatype: Its datatype.
-        shape: Its shape.
-        data: Its bytes. The tensor is a view of them.
+    """A tensor from its binary form, little-endian and row-major, of which it is a view.
 
     Raises:
         InputError: The number of bytes does not fit the shape.
