@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles in half the time; not for `optimized` tests
 
 import atexit
+import gc
 import random
 import shutil
 import tempfile
@@ -45,6 +46,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(eight_devices.plugin(config))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leaves what lives already out of garbage collections, of which many tests make some."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)
 
@@ -65,11 +72,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: files.index(item.path))
 
 
+TOGETHER = {  # files that one process runs: they start a Ray; what one of them compiled, the others find
+    "ray": ("tests/ray/", "tests/cli/test_on_ray"),
+    "as users do": ("tests/test_docs", "tests/test_examples"),
+}
+
+
 class _Scheduling(LoadFileScheduling):
-    """Gives each process whole files, and all that starts a Ray to one of them."""
+    """Gives each process whole files, and those that belong together to one of them."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ray" if nodeid.startswith(("tests/ray/", "tests/cli/test_on_ray")) else nodeid.split("::")[0]
+        scopes = (scope for scope, starts in TOGETHER.items() if nodeid.startswith(starts))
+        return next(scopes, nodeid.split("::")[0])
 
 
 @pytest.hookimpl(optionalhook=True)

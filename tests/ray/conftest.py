@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -35,12 +36,14 @@ def small(digits: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(digits[:70, 8:16, 8:16])
 
 
-@pytest.fixture(scope="session")
-def ray() -> object:
+@pytest.fixture(scope="module")
+def ray() -> ModuleType:
     """A Ray on this machine; what it starts knows the cache of the tests, and steps back for nobody."""
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - it is Ray's
-    assert _joined.enter_context(joined("local"))
-    return importlib.import_module("ray")
+    module = importlib.import_module("ray")
+    if not module.is_initialized():
+        assert _joined.enter_context(joined("local"))
+    return module
 
 
 _joined = contextlib.ExitStack()

@@ -38,7 +38,9 @@ def test_what_listens_does_not_answer(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://a:1", "somewhere", "a:b"])
-def test_an_address_that_is_none(address: str):
+@pytest.mark.parametrize("connected", [False, True])
+def test_an_address_that_is_none(address: str, connected: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(import_ray(), "is_initialized", lambda: connected)
     with pytest.raises(InputError, match="expected HOST:PORT"):
         join(address)
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from distributed_ray import RAY_WARNS, kill_a_worker, wait_until
 from PIL import Image
+from ray import get_runtime_context
 from served import START_SECONDS
 
 from artifex.generative_models.core.errors import ConfigError, InputError
@@ -159,7 +160,8 @@ def dying(self, start, stop):
     if self.rows_done >= 24:
         os.kill(os.getpid(), signal.SIGKILL)
 NpyWriter.wrote = dying
-encode_dataset(*sys.argv[1:], address="local", batch_size=4, rows_per_shard=8)
+model, source, output, address = sys.argv[1:]
+encode_dataset(model, source, output, address=address, batch_size=4, rows_per_shard=8)
 """
 
 
@@ -168,7 +170,7 @@ def test_a_killed_driver_is_resumed(
     ray: object, tiny: Path, tmp_path: Path, sources: dict[str, Path], latents: np.ndarray
 ):
     output = tmp_path / "out.npy"
-    command = ["-c", DRIVER, tiny, sources["array"], output]
+    command = ["-c", DRIVER, tiny, sources["array"], output, get_runtime_context().gcs_address]
     assert forked.run(command, timeout=START_SECONDS).returncode == -signal.SIGKILL
     assert not output.exists()
     facts = encode_dataset(tiny, sources["array"], output, resume=True, **SHARDS)

@@ -56,10 +56,12 @@ def joined(address: str | None = None) -> Iterator[bool]:
         InputError: Ray is not installed, or nothing answers at the address.
     """
     ray = import_ray()
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    if wanted is not None and wanted not in ("auto", "local"):
+        _check(wanted)
     if ray.is_initialized():
         yield False
         return
-    wanted = address or os.environ.get("RAY_ADDRESS")
     started = not _join(ray, wanted or "auto", must=wanted is not None)
     try:
         yield started
@@ -117,14 +119,17 @@ def _join(ray: ModuleType, address: str, *, must: bool) -> bool:
     return False
 
 
-def _reach(address: str) -> None:
-    """Looks whether something that may be a Ray answers, which `ray.init` would do for minutes."""
-    host, colon, port = address.rpartition(":")
+def _check(address: str) -> None:
+    _, colon, port = address.rpartition(":")
     if not colon or "/" in address or not port.isdecimal():
         raise InputError(f"{address}: expected HOST:PORT, auto or local; {_REMEDY}")
+
+
+def _reach(address: str) -> None:
+    """Looks whether something that may be a Ray answers, which `ray.init` would do for minutes."""
     import grpc
 
-    with grpc.insecure_channel(f"{host}:{port}") as channel:
+    with grpc.insecure_channel(address) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=REACH_SECONDS)
         except grpc.FutureTimeoutError as error:

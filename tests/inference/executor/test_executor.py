@@ -1,4 +1,5 @@
 import gc
+import itertools
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -42,10 +43,11 @@ def test_no_size_compiles_after_warmup(executor, pictures, compilations):
     key = jax.random.key(0)
     executor("generate", key=key, num_rows=1)
     compilations.clear()
-    for size in rng.integers(1, 40, 1000):
-        name = ("encode", "decode", "reconstruct", "generate")[size % 4]
+    names = ("encode", "decode", "reconstruct", "generate")
+    for size, name in rng.permutation(list(itertools.product(range(1, 40), names))):
+        size = int(size)
         if name == "generate":
-            outputs = executor(name, key=key, num_rows=int(size))
+            outputs = executor(name, key=key, num_rows=size)
         elif name == "decode":
             outputs = executor(name, {"z": rng.standard_normal((size, 32)).astype(np.float32)})
         else:
