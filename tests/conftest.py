@@ -4,10 +4,11 @@ import os
 
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} "
+    f"--xla_cpu_use_fusion_emitters={'ARTIFEX_TESTS_OPTIMIZED' in os.environ} "
     f"--xla_force_host_platform_device_count={os.environ.get('ARTIFEX_TESTS_DEVICES', '2')}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles in half the time; not for `optimized` tests
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import atexit
 import gc
@@ -17,7 +18,7 @@ import tempfile
 from importlib import resources
 from typing import Any
 
-import eight_devices
+import apart
 import jax
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from artifex.generative_models.models.vae import VAE
 
 pytest_plugins = ["gate"]
 
+jax.config.update("jax_disable_most_optimizations", "ARTIFEX_TESTS_OPTIMIZED" not in os.environ)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -43,17 +45,13 @@ share_compilations()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(eight_devices.plugin(config))
+    config.pluginmanager.register(apart.plugin(config))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Leaves what lives already out of garbage collections, of which many tests make some."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
