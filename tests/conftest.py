@@ -4,7 +4,7 @@ import os
 
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} "
-    f"--xla_cpu_use_fusion_emitters={'ARTIFEX_TESTS_OPTIMIZED' in os.environ} "
+    f"--xla_cpu_use_fusion_emitters={str('ARTIFEX_TESTS_OPTIMIZED' in os.environ).lower()} "
     f"--xla_force_host_platform_device_count={os.environ.get('ARTIFEX_TESTS_DEVICES', '2')}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
