@@ -19,6 +19,7 @@ from importlib import resources
 from typing import Any
 
 import apart
+import distributed_ray
 import jax
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from xdist.scheduler import LoadFileScheduling
 from artifex.generative_models.inference import Executor, load_exported_model
 from artifex.generative_models.models.vae import VAE
 
-pytest_plugins = ["gate"]
+pytest_plugins = ["distributed_ray", "gate"]
 
 jax.config.update("jax_disable_most_optimizations", "ARTIFEX_TESTS_OPTIMIZED" not in os.environ)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -71,7 +72,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 TOGETHER = {  # files that one process runs: they start a Ray; what one of them compiled, the others find
-    "ray": ("tests/ray/", "tests/cli/test_on_ray"),
+    "ray": distributed_ray.FILES,
     "as users do": ("tests/test_docs", "tests/test_examples"),
 }
 

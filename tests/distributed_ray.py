@@ -1,13 +1,18 @@
-"""What tests of jobs on Ray share: the processes of its actors, and what it warns of."""
+"""What tests on Ray share: one for all of them, the processes of its actors, and what it warns of."""
 
+import contextlib
+import importlib
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from served import START_SECONDS
+
+from artifex.ray.cluster import joined
 
 # Ray's own code uses what others deprecate, and leaves sockets and files to the garbage collector.
 RAY_WARNS = [
@@ -17,6 +22,27 @@ RAY_WARNS = [
         "pytest.PytestUnraisableExceptionWarning",
     )
 ]
+
+FILES = ("tests/ray/", "tests/cli/test_on_ray")  # that need one
+
+
+@pytest.fixture(scope="module")
+def ray() -> ModuleType:
+    """A Ray on this machine; what it starts knows the cache of the tests, and steps back for nobody."""
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - it is Ray's
+    module = importlib.import_module("ray")
+    if not module.is_initialized():
+        assert _joined.enter_context(joined("local"))
+    return module
+
+
+_joined = contextlib.ExitStack()
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Ends the Ray once no test follows that may need it, rather than leave it to idle beside the others."""
+    if nextitem is None or not nextitem.nodeid.startswith(FILES):
+        _joined.close()
 
 
 def workers() -> list[int]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,12 +21,13 @@ pytestmark = RAY_WARNS
 
 @pytest.mark.slow
 def test_encode_on_ray_writes_what_encode_does(
-    model: Path, small: np.ndarray, cli: Callable[..., str], spawn: Callable[..., Python]
+    ray: ModuleType, model: Path, small: np.ndarray, cli: Callable[..., str], spawn: Callable[..., Python]
 ):
     np.save("x.npy", small)
+    address = ray.get_runtime_context().gcs_address
     args = ["encode", model, "x.npy", "--batch-size", 4]
     cli(*args, "-o", "plain.npy")
-    on_ray = ["--engine", "ray", "--ray-address", "local", "--actors", 2, "--json"]
+    on_ray = ["--engine", "ray", "--ray-address", address, "--actors", 2, "--json"]
     with spawn(*args, "-o", "ray.npy", *on_ray) as process:
         stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
