@@ -31,7 +31,7 @@ from xdist.scheduler import LoadFileScheduling
 from artifex.generative_models.inference import Executor, load_exported_model
 from artifex.generative_models.models.vae import VAE
 
-pytest_plugins = ["distributed_ray", "gate"]
+pytest_plugins = ["gate"]
 
 jax.config.update("jax_disable_most_optimizations", "ARTIFEX_TESTS_OPTIMIZED" not in os.environ)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -47,6 +47,7 @@ share_compilations()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(apart.plugin(config))
+    config.pluginmanager.register(distributed_ray)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
