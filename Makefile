@@ -12,7 +12,7 @@ demo: .venv/base
 	@$(BIN)/artifex demo --output demo.png
 
 test: .venv/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/check
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ def free_address() -> str:
 
 def start(command: Sequence[object], num_devices: int = 1) -> Python:
     """Starts Python in a process with so many devices."""
-    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"
     return Python(command, env=os.environ | {"XLA_FLAGS": flags})
 
 

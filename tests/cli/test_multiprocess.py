@@ -66,7 +66,7 @@ def test_two_generate_one_file_bit_for_bit(model, cli):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_is_killed_and_both_go_on_where_they_were(model, cli, killed):
-    job = ["generate", model, "-n", 48_000, "-o", "two.npy", "--batch-size", 16]
+    job = ["generate", model, "-n", 32_000, "-o", "two.npy", "--batch-size", 16]
     running = start_two(*job)
     record = Path("two.npy.partial.json")
     deadline = time.monotonic() + START_SECONDS
@@ -83,8 +83,8 @@ def test_one_is_killed_and_both_go_on_where_they_were(model, cli, killed):
     assert said[1 - killed][0] != 0
     first, second = finish(start_two(*job, "--resume", "--json"))
     assert first[0] == second[0] == 0, (first, second)
-    assert 0 < json.loads(first[1])["resumed_at"] < 48_000
-    cli("generate", model, "-n", 48_000, "-o", "one.npy", "--batch-size", 16)
+    assert 0 < json.loads(first[1])["resumed_at"] < 32_000
+    cli("generate", model, "-n", 32_000, "-o", "one.npy", "--batch-size", 16)
     assert Path("two.npy").read_bytes() == Path("one.npy").read_bytes()
 
 

@@ -183,7 +183,7 @@ def test_strangers_in_a_busy_batcher_change_nothing(case, keys, on_a_mesh):
     cuts = [*range(0, 20, 3), 20, 21, ROWS]
     if on_a_mesh:
         mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        executor = Executor(executor_model(executor), executor.endpoints, mesh=mesh, batch_sizes=BATCH_SIZES)
+        executor = Executor(executor_model(executor), executor.endpoints, mesh=mesh, batch_sizes=(2, 16))
     with Batcher(executor) as batcher:
         futures = [
             batcher.submit(
