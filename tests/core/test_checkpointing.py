@@ -228,7 +228,8 @@ def test_one_device_to_eight_and_back(tmp_path: Path) -> None:
     layer = nnx.Linear(8, 16, rngs=nnx.Rngs(0))
     source, target = tmp_path / "one", tmp_path / "eight"
     save(source, step0=layer)
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags}
     forked.run(["-c", ON_EIGHT_DEVICES, source, target], env=environment, check=True)
     abstract = nnx.eval_shape(lambda: nnx.Linear(8, 16, rngs=nnx.Rngs(0)))
     expected = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(1), nnx.state(layer))

@@ -16,7 +16,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -108,10 +107,6 @@ class Decoder(nnx.Module):
 
     def __call__(self, z: Float[Array, "batch latent"]) -> Float[Array, "batch h w c"]:
         """Latents to logits."""
-        return _logits(*nnx.split(self), z)
-
-    def logits(self, z: Float[Array, "batch latent"]) -> Float[Array, "batch h w c"]:
-        """Latents to logits, one operation at a time."""
         channels = self.features[0]
         kernel = self.stem.kernel.reshape(-1, *self.sizes[0], channels)
         assert self.stem.bias is not None  # as __init__ made it
@@ -123,14 +118,6 @@ class Decoder(nnx.Module):
             return nnx.relu(x).reshape(len(z), *part.shape[1:])
 
         return subpixel_convs(stem, self.ups, self.sizes[1:], nnx.relu)
-
-
-@partial(jax.jit, static_argnums=0, inline=True)
-def _logits(
-    graphdef: nnx.GraphDef[Decoder], state: nnx.State, z: Float[Array, "batch latent"]
-) -> Float[Array, "batch h w c"]:
-    """Latents to logits as one program: a model that is called as it is would compile each small product."""
-    return nnx.merge(graphdef, state).logits(z)
 
 
 class VAE(nnx.Module):
