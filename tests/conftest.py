@@ -50,8 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(distributed_ray)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Leaves what lives already out of garbage collections, of which many tests make some."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Leaves what lives already out of garbage collections: what is measured begins with a full one."""
     gc.collect()
     gc.freeze()
 

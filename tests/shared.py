@@ -1,13 +1,31 @@
 """What several test files share."""
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+
+from artifex.generative_models.models.vae import VAE
 
 TIMEOUT = 60  # seconds after which a test that waits has failed
 
 # One float32 rounding of a sum of a few thousand products, as batch sizes sum in different orders.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+# Called as it is, a model compiles each of its operations alone.
+encode, decode = jax.jit(VAE.encode), jax.jit(VAE.decode)
+
+
+def randomised(build: Callable[[], Any]) -> Any:
+    """The model with random weights, biases too, without compiling its initialisers."""
+    graphdef, state = nnx.split(nnx.eval_shape(build))
+    random = np.random.default_rng(0)
+    weights = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape) / 3, leaf.dtype), state)
+    return nnx.merge(graphdef, weights)
 
 
 def rows(n, first=1):

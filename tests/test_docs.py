@@ -11,6 +11,7 @@ import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
+BRIEFLY = f"import sys; sys.path.append({str(ROOT / 'tests')!r}); import brief; brief.measure_briefly()\n"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 pytestmark = pytest.mark.slow
@@ -35,7 +36,7 @@ def test_code_blocks_run(page, tmp_path):
         environment["ARTIFEX_CACHE_DIR"] = str(tmp_path / "cache")
     session = "\n".join(code for language, code in blocks(page) if language == "python")
     if session:
-        (tmp_path / "session.py").write_text(session)
+        (tmp_path / "session.py").write_text(BRIEFLY + session)
         forked.run(["session.py"], cwd=tmp_path, env=environment, check=True)
     for command in commands(page):
         _, *args = shlex.split(command, comments=True)

@@ -1,16 +1,15 @@
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
+from brief import measure_briefly
 from PIL import Image
 
 from artifex.cli.benchmark import progress_on_stderr
 from artifex.generative_models.inference.measure import endpoints as benchmark
 from artifex.generative_models.inference.measure.roofline import Ceilings
-from artifex.generative_models.inference.measure.throughput import measure_throughput
 
 Cli = Callable[..., str]
 
@@ -18,8 +17,7 @@ Cli = Callable[..., str]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch):
     """Rounds so short that their figures mean nothing, and ceilings that are known."""
-    short = partial(measure_throughput, min_seconds=1e-3, num_rounds=6)
-    monkeypatch.setattr(benchmark, "measure_throughput", short)
+    measure_briefly(monkeypatch.setattr)
     monkeypatch.setattr(benchmark, "machine_ceilings", lambda: Ceilings(205e9, 57e9))
 
 

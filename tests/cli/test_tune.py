@@ -3,10 +3,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from brief import measure_briefly
 from PIL import Image
 
 from artifex.generative_models.inference import Executor, load_exported_model
-from artifex.generative_models.inference.tuning import optimize
 
 Cli = Callable[..., str]
 
@@ -14,8 +14,7 @@ Cli = Callable[..., str]
 @pytest.fixture(autouse=True)
 def _own_cache_and_short_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("ARTIFEX_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(optimize, "_GLANCE_SECONDS", 1e-3)
-    monkeypatch.setattr(optimize, "_TURN_SECONDS", 1e-3)
+    measure_briefly(monkeypatch.setattr)
 
 
 def tuned_of(model: Path) -> dict:

@@ -1,7 +1,5 @@
 import json
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +8,12 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import decode, encode, randomised
 
 from artifex.generative_models.core.errors import ConfigError
 from artifex.generative_models.core.nn import SubpixelConv
 from artifex.generative_models.inference import load_exported_model
-from artifex.generative_models.models.vae import VAE, elbo
+from artifex.generative_models.models.vae import VAE, Decoder, elbo
 
 # Sums of at most some thousand float32 products, each of relative error 2^-24, against float64.
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -27,14 +26,6 @@ MODELS = {
     "28x28, 3 levels": ((28, 28, 1), 4, [3, 4, 5], [5, 4, 3]),
     "33x20, 5 levels": ((33, 20, 1), 2, [2, 2, 2, 2, 3], [3, 2, 2, 2, 2]),
 }
-
-
-def randomised(build: Callable[[], Any]) -> Any:
-    """The model with random weights, biases too, without compiling its initialisers."""
-    graphdef, state = nnx.split(nnx.eval_shape(build))
-    random = np.random.default_rng(0)
-    weights = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape) / 3, leaf.dtype), state)
-    return nnx.merge(graphdef, weights)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -100,14 +91,15 @@ def numpy_decode(model: VAE, z: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("side", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4), (5, 4, 2)])
 def test_subpixel_convolution_is_a_transposed_convolution(shape: tuple[int, int, int], side: int) -> None:
+    doubled = jax.jit(SubpixelConv.__call__)
     up = randomised(lambda: SubpixelConv(shape[2], 3, side, rngs=nnx.Rngs(0)))
     x = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
-    np.testing.assert_allclose(up(jnp.asarray(x)), numpy_transposed_conv_stride2(x, up), **FLOAT32)
+    np.testing.assert_allclose(doubled(up, x), numpy_transposed_conv_stride2(x, up), **FLOAT32)
 
 
 def test_encode(model: VAE) -> None:
     x = np.random.default_rng(1).uniform(size=(3, *model.input_shape)).astype(np.float32)
-    posterior = model.encode(x)
+    posterior = encode(model, x)
     wanted = numpy_encode(model, x)
     found = np.concatenate([posterior["mean"], posterior["log_var"]], axis=-1)
     np.testing.assert_allclose(found, wanted, **FLOAT32)
@@ -115,15 +107,15 @@ def test_encode(model: VAE) -> None:
 
 def test_decode(model: VAE) -> None:
     z = np.random.default_rng(1).normal(size=(3, model.latent_dim)).astype(np.float32)
-    np.testing.assert_allclose(model.decode(z), numpy_decode(model, z), **FLOAT32)
+    np.testing.assert_allclose(decode(model, z), numpy_decode(model, z), **FLOAT32)
 
 
 def test_trained_weights_on_real_digits(mnist_vae: VAE, pictures: np.ndarray) -> None:
     x = pictures[:2]
     wanted = numpy_encode(mnist_vae, x)[:, : mnist_vae.latent_dim]
-    mean = mnist_vae.encode(x)["mean"]
+    mean = encode(mnist_vae, x)["mean"]
     np.testing.assert_allclose(mean, wanted, **FLOAT32)
-    np.testing.assert_allclose(mnist_vae.decode(mean), numpy_decode(mnist_vae, float64(mean)), **FLOAT32)
+    np.testing.assert_allclose(decode(mnist_vae, mean), numpy_decode(mnist_vae, float64(mean)), **FLOAT32)
 
 
 @settings(deadline=None, max_examples=30)
@@ -146,7 +138,7 @@ def test_pictures_of_any_size_come_back_in_that_size(
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 def test_decoded_pictures_stay_in_the_unit_interval(tiny_vae: VAE, scale: float) -> None:
     z = scale * np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
-    pictures = np.asarray(tiny_vae.decode(z))
+    pictures = np.asarray(decode(tiny_vae, z))
     assert ((pictures >= 0) & (pictures <= 1)).all()
     assert np.ptp(pictures) > 0
 
@@ -204,6 +196,9 @@ def test_endpoints_compute_what_they_say(tiny_vae: VAE, pictures: np.ndarray) ->
         found = endpoints[name].fn(tiny_vae, keys, jax.tree.map(jnp.asarray, inputs))
         # The same operations, so only the last bit may differ: of sums that XLA orders by batch.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, dict(wanted))
+
+
+logits = jax.jit(Decoder.__call__)
 
 
 def bound(x: float, logits: float, mean: float = 0, log_var: float = 0) -> float:
@@ -278,8 +273,8 @@ def test_the_bound_falls_short_by_the_divergence_from_the_true_posterior(
 
 def test_pictures_do_not_see_each_other(mnist_vae: VAE, pictures: np.ndarray) -> None:
     x = pictures[:5]
-    posterior = mnist_vae.encode(x)
-    rows = x, mnist_vae.decoder(posterior["mean"]), posterior["mean"], posterior["log_var"]
+    posterior = encode(mnist_vae, x)
+    rows = x, logits(mnist_vae.decoder, posterior["mean"]), posterior["mean"], posterior["log_var"]
     together = elbo(*rows)
     alone = [elbo(*(value[i : i + 1] for value in rows))[0] for i in range(5)]
     np.testing.assert_allclose(together, alone, rtol=1e-6)  # a sum of 784, in an order of XLA's choice
@@ -289,9 +284,9 @@ def test_pictures_do_not_see_each_other(mnist_vae: VAE, pictures: np.ndarray) ->
 
 def test_the_bundled_model_is_as_good_as_it_says(pictures: np.ndarray) -> None:
     model, _, metadata = load_exported_model("mnist-vae")
-    posterior = model.encode(pictures)
+    posterior = encode(model, pictures)
     noise = jax.random.normal(jax.random.key(0), posterior["mean"].shape)
     z = posterior["mean"] + jnp.exp(0.5 * posterior["log_var"]) * noise
-    bounds = float64(elbo(pictures, model.decoder(z), posterior["mean"], posterior["log_var"]))
+    bounds = float64(elbo(pictures, logits(model.decoder, z), posterior["mean"], posterior["log_var"]))
     error = bounds.std() / math.sqrt(len(bounds))
     assert abs(bounds.mean() - metadata["test_elbo"]) < 4 * error  # four standard errors: 1 in 16,000

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shared import TOLERANCE
+from shared import TOLERANCE, randomised
 
 from artifex.generative_models.core import DeviceManager
 from artifex.generative_models.inference import Batcher, Executor
@@ -24,7 +24,7 @@ CASES = [(model, endpoint) for model in ("mnist-vae", "odd-vae") for endpoint in
 
 @pytest.fixture(scope="module")
 def executors(mnist_vae):
-    odd = VAE((7, 9, 3), 5, [4, 8], [8, 4, 4], rngs=nnx.Rngs(1))
+    odd = randomised(lambda: VAE((7, 9, 3), 5, [4, 8], [8, 4, 4], rngs=nnx.Rngs(1)))
     return {
         "mnist-vae": Executor(mnist_vae, batch_sizes=BATCH_SIZES),
         "odd-vae": Executor(odd, batch_sizes=BATCH_SIZES),

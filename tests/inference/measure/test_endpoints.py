@@ -1,26 +1,23 @@
 import json
 import logging
-from functools import partial
 from itertools import pairwise
 
 import jax
 import pytest
+from brief import measure_briefly
 
 from artifex.generative_models.core import DeviceManager
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference import Executor, benchmark_model
 from artifex.generative_models.inference.measure import endpoints as module
 from artifex.generative_models.inference.measure.roofline import Ceilings
-from artifex.generative_models.inference.measure.throughput import measure_throughput
 
 CEILINGS = Ceilings(matmul_flops_per_second=2e11, copy_bytes_per_second=5e10)
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Rounds so short that their figures mean nothing."""
-    short = partial(measure_throughput, min_seconds=1e-3, num_rounds=6)
-    monkeypatch.setattr(module, "measure_throughput", short)
+    measure_briefly(monkeypatch.setattr)
 
 
 def test_every_endpoint_and_batch_size_is_measured(plain, quick):
