@@ -1,3 +1,4 @@
+import gc
 from functools import partial
 
 import jax
@@ -53,6 +54,15 @@ def test_every_trial_is_told_as_it_is_made():
     assert [trial.candidate for trial in told] != []
     assert {trial.candidate for trial in told} == {trial.candidate for trial in report.trials}
     assert len(told) == len(report.trials)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_heap_is_frozen_afterwards_if_it_was_before(frozen):
+    gc.unfreeze()
+    if frozen:
+        gc.freeze()
+    tune_third(store=False)
+    assert bool(gc.get_freeze_count()) == frozen
 
 
 def test_the_result_is_used_by_executors_made_later():

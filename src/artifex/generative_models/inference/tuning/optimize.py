@@ -79,6 +79,7 @@ def tune(
     make = partial(Executor, model, endpoints, mesh=mesh, dtype=dtype)
     bench = _Bench(endpoint, make, max_memory, progress)
     space = bench.space(powers_up_to(256) if batch_sizes is None else batch_sizes)
+    frozen = gc.get_freeze_count()  # by whoever called, whose heap stays so
     gc.collect()
     gc.freeze()  # else the collection that each measurement starts with looks through all that lives already
     try:
@@ -93,7 +94,8 @@ def tune(
             )
         chosen = bench.best()
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
     report = TuningReport(
         endpoint,
         DeviceManager().default_device.device_kind,
