@@ -1,7 +1,6 @@
 """The script for accelerators: small and whole on the CPU, and what becomes of a run that goes wrong."""
 
 import dataclasses
-import gc
 import importlib
 import itertools
 import json
@@ -22,8 +21,7 @@ def script(monkeypatch, tmp_path):
     """The script as a module, beside the modules that it imports."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setenv("ARTIFEX_CACHE_DIR", str(tmp_path / "cache"))
-    yield importlib.import_module("accelerator")
-    gc.unfreeze()
+    return importlib.import_module("accelerator")
 
 
 @pytest.fixture

@@ -11,7 +11,13 @@ import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BRIEFLY = f"import sys; sys.path.append({str(ROOT / 'tests')!r}); import brief; brief.measure_briefly()\n"
+BRIEFLY = f"""
+import runpy, sys
+sys.path.append({str(ROOT / "tests")!r})
+import brief
+brief.measure_briefly()
+runpy.run_path("session.py", run_name="__main__")
+"""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 pytestmark = pytest.mark.slow
@@ -32,12 +38,14 @@ def commands(page):
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
 def test_code_blocks_run(page, tmp_path):
     environment = {**os.environ, "PATH": PATH}
+    python = ["session.py"]
     if "tune" in "".join(code for _, code in blocks(page)):  # what it finds is the page's own
         environment["ARTIFEX_CACHE_DIR"] = str(tmp_path / "cache")
+        python = ["-c", BRIEFLY]
     session = "\n".join(code for language, code in blocks(page) if language == "python")
     if session:
-        (tmp_path / "session.py").write_text(BRIEFLY + session)
-        forked.run(["session.py"], cwd=tmp_path, env=environment, check=True)
+        (tmp_path / "session.py").write_text(session)
+        forked.run(python, cwd=tmp_path, env=environment, check=True)
     for command in commands(page):
         _, *args = shlex.split(command, comments=True)
         forked.run(["-m", "artifex", *args], cwd=tmp_path, env=environment, check=True)

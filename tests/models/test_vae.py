@@ -18,6 +18,8 @@ from artifex.generative_models.models.vae import VAE, Decoder, elbo
 # Sums of at most some thousand float32 products, each of relative error 2^-24, against float64.
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 
+decode_to_logits = jax.jit(Decoder.__call__)
+
 MODELS = {
     "1x1, 1 level": ((1, 1, 1), 1, [2], [2]),
     "1x7, 2 levels": ((1, 7, 3), 2, [3, 2], [2, 3]),
@@ -198,9 +200,6 @@ def test_endpoints_compute_what_they_say(tiny_vae: VAE, pictures: np.ndarray) ->
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, dict(wanted))
 
 
-logits = jax.jit(Decoder.__call__)
-
-
 def bound(x: float, logits: float, mean: float = 0, log_var: float = 0) -> float:
     """ELBO of one picture of one pixel with one latent."""
     pixel, logit = np.full((1, 1, 1, 1), x, np.float32), np.full((1, 1, 1, 1), logits, np.float32)
@@ -274,7 +273,7 @@ def test_the_bound_falls_short_by_the_divergence_from_the_true_posterior(
 def test_pictures_do_not_see_each_other(mnist_vae: VAE, pictures: np.ndarray) -> None:
     x = pictures[:5]
     posterior = encode(mnist_vae, x)
-    rows = x, logits(mnist_vae.decoder, posterior["mean"]), posterior["mean"], posterior["log_var"]
+    rows = x, decode_to_logits(mnist_vae.decoder, posterior["mean"]), posterior["mean"], posterior["log_var"]
     together = elbo(*rows)
     alone = [elbo(*(value[i : i + 1] for value in rows))[0] for i in range(5)]
     np.testing.assert_allclose(together, alone, rtol=1e-6)  # a sum of 784, in an order of XLA's choice
@@ -287,6 +286,8 @@ def test_the_bundled_model_is_as_good_as_it_says(pictures: np.ndarray) -> None:
     posterior = encode(model, pictures)
     noise = jax.random.normal(jax.random.key(0), posterior["mean"].shape)
     z = posterior["mean"] + jnp.exp(0.5 * posterior["log_var"]) * noise
-    bounds = float64(elbo(pictures, logits(model.decoder, z), posterior["mean"], posterior["log_var"]))
+    bounds = float64(
+        elbo(pictures, decode_to_logits(model.decoder, z), posterior["mean"], posterior["log_var"])
+    )
     error = bounds.std() / math.sqrt(len(bounds))
     assert abs(bounds.mean() - metadata["test_elbo"]) < 4 * error  # four standard errors: 1 in 16,000

@@ -123,7 +123,7 @@ def test_an_update_fails_no_request(ports: tuple[int, int], tmp_path: Path, smal
 
     def ask() -> None:
         with triton.InferenceServerClient(f"127.0.0.1:{ports[0]}") as client:
-            while not done.wait(0.05):  # the machine is needed for the update too
+            while not done.is_set():
                 answer = client.infer("tiny.encode", [tensor(triton, small[:1])]).get_response()
                 versions.append(answer["model_version"])
 

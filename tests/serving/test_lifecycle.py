@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import threading
 
+import forked
 import httpx
 import numpy as np
 import pytest
@@ -37,6 +38,25 @@ def waiting(executor, progress):
     sys.stdin.readline()
     warm_up(executor, progress)
 loaded_model._warm_up = waiting
+"""
+# A program that goes on after its server, which is told to end once its heap has been frozen.
+EMBEDS = """
+import gc, os, signal, sys
+from artifex.serving import create_app, lifecycle, run_server
+model, was_frozen, collected = sys.argv[1], "frozen" in sys.argv, "collects" in sys.argv
+gc.unfreeze()
+if was_frozen:
+    gc.freeze()
+(gc.enable if collected else gc.disable)()
+settle = lifecycle._settle_heap
+def settled():
+    settle()
+    assert gc.get_freeze_count() and not gc.isenabled()
+    os.kill(os.getpid(), signal.SIGTERM)
+lifecycle._settle_heap = settled
+assert run_server(create_app([model], batch_size=1), port=0) == 0
+assert gc.isenabled() == collected
+assert bool(gc.get_freeze_count()) == was_frozen
 """
 
 
@@ -186,6 +206,11 @@ def test_sigterm_before_it_is_ready_ends_it(made):
         server.wait_for("draining")
         server.popen.stdin.close()  # what the warm-up waits for
         assert server.wait() == 0
+
+
+@pytest.mark.parametrize("heap", [["collects"], ["frozen"]])
+def test_a_program_that_goes_on_has_its_garbage_collection_back(made, heap):
+    forked.run(["-c", EMBEDS, made, *heap], check=True, timeout=TIMEOUT)
 
 
 def test_after_kill_it_starts_again_on_the_same_port_and_answers_the_same(made):

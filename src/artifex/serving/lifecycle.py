@@ -78,7 +78,7 @@ def run_server(
         _check(tls)
     with contextlib.closing(_listen(host, port)) as listener:
         server = _Server(app, listener, host, grpc_port, grace, tls)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with _heap_as_before(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
             status = runner.run(server.run())
             if server.overdue or app.plane.repository.is_loading:
                 os._exit(status)  # the threads that still run would keep the interpreter from ending
@@ -141,8 +141,6 @@ class _Server:
         log_event("listening", url=f"{scheme}://{_bracketed(self.host)}:{port}", grpc_port=self.grpc_port)
         collecting = asyncio.ensure_future(_collect_garbage())
         await self._stop.wait()
-        collecting.cancel()
-        gc.enable()
         failed = loading.done() and not loading.cancelled() and loading.exception() is not None
         deadline = loop.time() + self.grace
         log_event("draining", seconds=self.grace)
@@ -158,6 +156,8 @@ class _Server:
             self.overdue = True
             log_event("stopped", reason="requests were left when the time to drain was over")
             return 1
+        finally:
+            collecting.cancel()
         log_event("stopped")
         return int(failed)
 
@@ -186,6 +186,19 @@ class _Server:
     def _on_loaded(self, loading: asyncio.Task[None]) -> None:
         if not loading.cancelled() and isinstance(loading.exception(), UnloadableError):
             self._stop.set()
+
+
+@contextlib.contextmanager
+def _heap_as_before() -> Iterator[None]:
+    """Gives a program that goes on after its server the garbage collection that it had."""
+    collects, frozen = gc.isenabled(), gc.get_freeze_count()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+        if not frozen:
+            gc.unfreeze()
 
 
 def _settle_heap() -> None:

@@ -79,9 +79,10 @@ def tune(
     make = partial(Executor, model, endpoints, mesh=mesh, dtype=dtype)
     bench = _Bench(endpoint, make, max_memory, progress)
     space = bench.space(powers_up_to(256) if batch_sizes is None else batch_sizes)
-    frozen = gc.get_freeze_count()  # by whoever called, whose heap stays so
+    freezes = not gc.get_freeze_count()  # else whoever called has done so, and what is frozen is its business
     gc.collect()
-    gc.freeze()  # else the collection that each measurement starts with looks through all that lives already
+    if freezes:  # else the collection that each measurement starts with looks through all that lives already
+        gc.freeze()
     try:
         if exhaustive:
             for candidate in space:
@@ -94,7 +95,7 @@ def tune(
             )
         chosen = bench.best()
     finally:
-        if not frozen:
+        if freezes:
             gc.unfreeze()
     report = TuningReport(
         endpoint,
