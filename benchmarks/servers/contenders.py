@@ -139,8 +139,15 @@ def python_of(contender: Contender, environments: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running(contender: Contender, environments: Path = ENVIRONMENTS) -> Iterator[Server]:
+def running(
+    contender: Contender, environments: Path = ENVIRONMENTS, *, python: str | Path | None = None
+) -> Iterator[Server]:
     """A contender's server, from when it is ready until all its processes have ended.
+
+    Args:
+        contender: Which.
+        environments: Where its environment is.
+        python: The interpreter to run it by instead of its own.
 
     Raises:
         RuntimeError: It ended or was not ready in time; the end of what it printed follows.
@@ -149,7 +156,7 @@ def running(contender: Contender, environments: Path = ENVIRONMENTS) -> Iterator
     arguments = [part.format(port=port, other_port=other_port) for part in contender.command]
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [python_of(contender, environments), *arguments],
+            [python or python_of(contender, environments), *arguments],
             cwd=scratch,
             stdin=subprocess.DEVNULL,
             stdout=log,

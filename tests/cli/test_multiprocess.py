@@ -19,11 +19,13 @@ MAIN = "from artifex.cli import main; main()"
 LATE = ["--join-timeout", 1]
 
 
-def start_two(*args: object, address: str = "", each: tuple[list[object], list[object]] = ([], [])):
-    """Starts a command as two processes; `each` is what the one and the other is told besides."""
+def start_two(
+    *args: object, address: str = "", each: tuple[list[object], list[object]] = ([], []), code=(MAIN, MAIN)
+):
+    """Starts a command as two processes: `code` of each, and in `each` what it is told besides."""
     address = address or free_address()
     joining = ["--coordinator", address, "--num-processes", 2]
-    return [start(["-c", MAIN, *args, *joining, "--process-id", i, *each[i]]) for i in range(2)]
+    return [start(["-c", code[i], *args, *joining, "--process-id", i, *each[i]]) for i in range(2)]
 
 
 def error_of(said: tuple[int, str, str]) -> str:
@@ -63,14 +65,33 @@ def test_two_generate_one_file_bit_for_bit(model, cli):
     assert Path("two.npy").read_bytes() == Path("one.npy").read_bytes()
 
 
-@pytest.mark.slow
+SMALL_ROUNDS = f"""
+from artifex.generative_models.inference.offline import npy, together
+npy._FLUSH_SECONDS = 0.0
+together._ROUND_BATCHES = 1
+{MAIN}
+"""
+STALLS = f"""
+import signal
+from artifex.generative_models.inference.offline import npy
+write = npy.NpyPlace.write
+def stalling(self, start, *rest):
+    if start >= 96:
+        signal.pause()
+    write(self, start, *rest)
+npy.NpyPlace.write = stalling
+{SMALL_ROUNDS}
+"""  # in its fourth round, of 32 rows each
+
+
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_is_killed_and_both_go_on_where_they_were(model, cli, killed):
-    job = ["generate", model, "-n", 32_000, "-o", "two.npy", "--batch-size", 16]
-    running = start_two(*job)
+    job = ["generate", model, "-n", 320, "-o", "two.npy", "--batch-size", 16]
+    code = [STALLS if i == killed else SMALL_ROUNDS for i in range(2)]
+    running = start_two(*job, code=code)
     record = Path("two.npy.partial.json")
     deadline = time.monotonic() + START_SECONDS
-    while not record.is_file() or not json.loads(record.read_text())["rows_done"]:
+    while not record.is_file() or json.loads(record.read_text())["rows_done"] != [[0, 96]]:
         assert time.monotonic() < deadline
         assert [process.poll() for process in running] == [None, None]
         time.sleep(0.01)
@@ -83,8 +104,8 @@ def test_one_is_killed_and_both_go_on_where_they_were(model, cli, killed):
     assert said[1 - killed][0] != 0
     first, second = finish(start_two(*job, "--resume", "--json"))
     assert first[0] == second[0] == 0, (first, second)
-    assert 0 < json.loads(first[1])["resumed_at"] < 32_000
-    cli("generate", model, "-n", 32_000, "-o", "one.npy", "--batch-size", 16)
+    assert json.loads(first[1])["resumed_at"] == 96
+    cli("generate", model, "-n", 320, "-o", "one.npy", "--batch-size", 16)
     assert Path("two.npy").read_bytes() == Path("one.npy").read_bytes()
 
 
@@ -135,12 +156,18 @@ def test_an_output_of_another_job(model, cli):
     [
         (["--num-processes", 2], "--num-processes and --process-id go with --coordinator"),
         (["--coordinator", "a:1", "-o", "out.png"], "out.png: several processes write a .npy array"),
-        (["--coordinator", "a", "-o", "out.npy"], "coordinator: expected HOST:PORT or auto, got 'a'"),
-        (["--coordinator", "auto", "-o", "out.npy"], "coordinator: found no cluster"),
     ],
 )
-def test_options_that_make_no_sense(model, args, message):
-    (said,) = finish([start(["-c", MAIN, "generate", model, *args])])
+def test_options_that_do_not_go_together(model, failing_cli, args, message):
+    assert failing_cli("generate", model, *args).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "message"),
+    [("a", "coordinator: expected HOST:PORT or auto, got 'a'"), ("auto", "coordinator: found no cluster")],
+)
+def test_a_coordinator_that_is_none(model, coordinator, message):
+    (said,) = finish([start(["-c", MAIN, "generate", model, "-o", "out.npy", "--coordinator", coordinator])])
     assert error_of(said).startswith(message)
 
 

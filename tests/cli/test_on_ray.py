@@ -72,11 +72,12 @@ def test_ray_is_not_imported_where_it_is_not_asked_for(model: Path):
 
 
 @pytest.mark.slow
-def test_serve_on_ray_answers_and_drains(model: Path, small: np.ndarray):
+def test_serve_on_ray_answers_and_drains(ray: ModuleType, model: Path, small: np.ndarray):
     with socket.create_server(("127.0.0.1", 0)) as a, socket.create_server(("127.0.0.1", 0)) as b:
         port, grpc_port = a.getsockname()[1], b.getsockname()[1]
     ports = ["--port", port, "--grpc-port", grpc_port]
-    on_ray = ["--engine", "ray", "--ray-address", "local", "--actor-cpus", 0.5]
+    address = ray.get_runtime_context().gcs_address
+    on_ray = ["--engine", "ray", "--ray-address", address, "--actor-cpus", 0.5]
     with Process(model, "--batch-size", 2, *on_ray, *ports) as server:
         assert server.ready().url == f"http://127.0.0.1:{port}"
         with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:

@@ -173,7 +173,7 @@ def test_a_killed_driver_is_resumed(
     command = ["-c", DRIVER, tiny, sources["array"], output, get_runtime_context().gcs_address]
     assert forked.run(command, timeout=START_SECONDS).returncode == -signal.SIGKILL
     assert not output.exists()
-    facts = encode_dataset(tiny, sources["array"], output, resume=True, **SHARDS)
+    facts = encode_dataset(tiny, sources["array"], output, resume=True, num_actors=1, **SHARDS)
     assert 24 <= facts["resumed_at"] < 70
     np.testing.assert_array_equal(np.load(output), latents)
 

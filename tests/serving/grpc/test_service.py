@@ -272,7 +272,7 @@ def test_what_is_no_message(runner, port):
 
 
 def test_an_internal_error_says_nothing(send, plane, monkeypatch, caplog):
-    monkeypatch.setattr(plane, "call", lambda request: 1 / 0)
+    monkeypatch.setattr(plane, "infer", lambda request: 1 / 0)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         send(encode())
     assert caught.value.code() is grpc.StatusCode.INTERNAL

@@ -130,7 +130,7 @@ def test_a_stream_is_read_no_further_while_many_are_in_flight(served, scaler, mo
 
     async def test(plane, channel, port):
         calls = []
-        monkeypatch.setattr(plane, "call", lambda r, call=plane.call: calls.append(r.id) or call(r))
+        monkeypatch.setattr(plane, "infer", lambda r, infer=plane.infer: calls.append(r.id) or infer(r))
         stub = GRPCInferenceServiceStub(channel)
         with scaler.held():
             stream = stub.ModelStreamInfer(request(i) for i in range(9))

@@ -71,9 +71,10 @@ def test_without_a_seed_there_is_a_new_one_each_time_and_the_response_tells_it(a
 @pytest.mark.parametrize("temperature", [[0.5], [0.1, 0.2, 0.3, 0.4, 0.5]])
 def test_parts_of_a_call_are_those_of_the_whole(runner, plane, seeds, temperature):
     inputs = {"seed": np.array(seeds), "temperature": np.array(temperature, np.float32)}
-    call = plane.call(InferRequest("tiny", inputs=inputs, parameters={"num_samples": 5}))
+    request = InferRequest("tiny", inputs=inputs, parameters={"num_samples": 5})
 
     async def run():
+        call = await plane.prepare(request)
         return [(await call.submit(*part))["x"] for part in [(), (0, 2), (2, 3), (3, 5)]]
 
     whole, *parts = runner.run(run())

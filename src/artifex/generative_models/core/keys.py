@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Key, UInt32
 
 MAX_ROWS = 2**32 - 1  # row numbers are uint32
+_MANY_SEEDS = 16  # from which NumPy is faster than Python
 
 
 @dataclass(slots=True, eq=False)
@@ -67,10 +68,10 @@ class RowKeys:
         Raises:
             InputTypeError: Not integers.
         """
+        impl = default_key_impl()
         if isinstance(seed, list | tuple):
             words = seed_words([_checked_seed(one) for one in seed])
-            return cls(default_key_impl(), _rows(words, folded=True))
-        impl = default_key_impl()
+            return cls(impl, _rows(words, folded=True))
         return cls(impl, _seed_words(impl, _checked_seed(seed)), first_row)
 
     @property
@@ -90,15 +91,18 @@ def packed_keys(parts: Sequence[tuple[RowKeys, int, int]], size: int) -> UInt32[
     width = parts[0][0].words.shape[-1]
     num_words = width - 2 if parts[0][0].words.ndim == 2 else width
     packed = np.zeros((size, num_words + 2), np.uint32)
+    words, numbers, folded = packed[:, :-2], packed[:, -2], packed[:, -1]
     first = 0
     for keys, start, stop in parts:
         last = first + stop - start
         if keys.words.ndim == 2:
             packed[first:last] = keys.words[start:stop]
+        elif last == first + 1:  # as most are that are served
+            words[first], numbers[first], folded[first] = keys.words, keys.first_row + start, 1
         else:
-            packed[first:last, :-2] = keys.words
-            packed[first:last, -2] = np.arange(keys.first_row + start, keys.first_row + stop)
-            packed[first:last, -1] = 1
+            words[first:last] = keys.words
+            numbers[first:last] = np.arange(keys.first_row + start, keys.first_row + stop)
+            folded[first:last] = 1
         first = last
     return packed
 
@@ -126,7 +130,9 @@ def seed_words(seeds: Sequence[int]) -> UInt32[np.ndarray, "seeds words"]:
     if not seeds:
         return np.zeros((0, 2), np.uint32)
     if default_key_impl() == "threefry2x32" and 0 <= min(seeds) <= max(seeds) < 2**32:
-        return _threefry2x32(np.array(seeds, np.uint64))
+        if len(seeds) < _MANY_SEEDS:
+            return np.array([_threefry2x32(int(seed)) for seed in seeds], np.uint32)
+        return np.stack(_threefry2x32(np.array(seeds, np.uint64)), axis=-1).astype(np.uint32)
     keys = (jax.random.fold_in(jax.random.key(seed), 0) for seed in seeds)
     return np.stack([np.asarray(jax.random.key_data(key)) for key in keys])
 
@@ -167,31 +173,31 @@ def _checked_seed(seed: Any) -> int:
     return int(seed) & 0xFFFFFFFF  # as `nnx.Rngs` takes it
 
 
-def _threefry2x32(seeds: np.ndarray) -> np.ndarray:
-    """The block cipher behind JAX's default keys, of a block of zeros under keys (0, seed).
+def _threefry2x32(seed: Any) -> tuple[Any, Any]:
+    """The block cipher behind JAX's default keys, of a block of zeros under the key (0, seed).
 
-    It is here in NumPy since JAX would compile it, for a tenth of a second.
+    It is here in Python since JAX would compile it, for a tenth of a second.
 
     Args:
-        seeds: Words in uint64 [seeds].
+        seed: A word, or words in uint64 [seeds].
 
     Returns:
-        Blocks, uint32 [seeds, 2].
+        The block's two words, or those of all blocks.
 
     References:
         Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, 2011, section 3.3.
         https://doi.org/10.1145/2063384.2063405
     """
-    mask = np.uint64(2**32 - 1)
-    keys = (np.zeros_like(seeds), seeds, seeds ^ np.uint64(0x1BD11BDA))
+    mask = 2**32 - 1
+    keys = (0, seed, seed ^ 0x1BD11BDA)
     x, y = keys[0], keys[1]
     for i, rotations in enumerate(_ROTATIONS):
         for left in rotations:
             x = (x + y) & mask
-            y = ((y << np.uint64(left)) & mask | y >> np.uint64(32 - left)) ^ x
+            y = ((y << left) & mask | y >> (32 - left)) ^ x
         x = (x + keys[(i + 1) % 3]) & mask
-        y = (y + keys[(i + 2) % 3] + np.uint64(i + 1)) & mask
-    return np.stack([x, y], axis=-1).astype(np.uint32)
+        y = (y + keys[(i + 2) % 3] + i + 1) & mask
+    return x, y
 
 
 _EVEN, _ODD = (13, 15, 26, 6), (17, 29, 16, 24)

@@ -34,7 +34,7 @@ async def read_generate(request: Request, body: bytes, plane: DataPlane) -> Call
     a query string may hold more parameters. The path names the model.
 
     Raises:
-        ArtifexError: As for `DataPlane.call`, and where the body is something else.
+        ArtifexError: As for `DataPlane.prepare`, and where the body is something else.
     """
     model, version = request.path_params["model"], request.path_params.get("version", "")
     _, endpoint = plane.find(model, version)

@@ -104,8 +104,8 @@ class DataPlane:
             return False
         return True
 
-    def call(self, request: InferRequest) -> Call:
-        """Checks a request.
+    async def prepare(self, request: InferRequest) -> Call:
+        """Checks a request; in a thread where that takes longer: to decode pictures, or to trace new options.
 
         Raises:
             NotFoundError, NotReadyError: As for `find`.
@@ -113,27 +113,18 @@ class DataPlane:
             TooLargeError: Too many rows.
         """
         loaded, endpoint = self.find(request.model, request.version)
-        try:
-            return self._call(request, loaded, endpoint)
-        except ArtifexError:
-            loaded.refused[endpoint.name] += 1
-            raise
-
-    async def prepare(self, request: InferRequest) -> Call:
-        """`call`, in a thread where that takes longer: to decode pictures, or to trace new options."""
-        loaded, endpoint = self.find(request.model, request.version)
         options = {name: request.parameters[name] for name in endpoint.options if name in request.parameters}
-        has_files = any(array.dtype == object for array in request.inputs.values())
+        has_files = any(array.dtype.kind == "O" for array in request.inputs.values())
         if not has_files and loaded.knows(endpoint.name, options):
-            return self.call(request)
+            return self._checked(request, loaded, endpoint)
         with loaded.in_use():
-            return await asyncio.to_thread(self.call, request)
+            return await asyncio.to_thread(self._checked, request, loaded, endpoint)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Runs a request.
 
         Raises:
-            ArtifexError: As for `call` and for `Batcher.submit_async`.
+            ArtifexError: As for `prepare` and for `Batcher.submit_async`.
         """
         call = await self.prepare(request)
         return call.response(await call.submit())
@@ -143,6 +134,13 @@ class DataPlane:
         with contextlib.suppress(NotFoundError, NotReadyError):
             loaded, endpoint = self.find(model)
             loaded.refused[endpoint.name] += 1
+
+    def _checked(self, request: InferRequest, loaded: LoadedModel, endpoint: ServedEndpoint) -> Call:
+        try:
+            return self._call(request, loaded, endpoint)
+        except ArtifexError:
+            loaded.refused[endpoint.name] += 1
+            raise
 
     def _call(self, request: InferRequest, loaded: LoadedModel, endpoint: ServedEndpoint) -> Call:
         given = dict(request.inputs)
@@ -159,8 +157,12 @@ class DataPlane:
                 f"it takes {', '.join(known)}"
             )
         inputs = {name: self._input(loaded, endpoint, name, array) for name, array in given.items()}
-        if num_rows is None and not any(array.ndim for array in inputs.values()):
-            num_rows = 1
+        if num_rows is None:
+            num_rows = max((len(array) for array in inputs.values() if array.ndim), default=1)
+        if num_rows > 1:
+            for name, array in inputs.items():
+                if array.shape == (1,) and endpoint.inputs[name].shape == ():
+                    inputs[name] = array[0, ...]  # for all rows
         seed: int | list[int] | None = None
         keys = None
         if seeds is not None:
@@ -201,25 +203,24 @@ class DataPlane:
             raise InputError(
                 f"{endpoint.name}: unknown input {short(name)}; it takes {', '.join(endpoint.inputs)}"
             )
-        if spec.shape == ():
-            if array.ndim == 2 and array.shape[1] == 1:
-                array = array[:, 0]  # the way of clients that give every tensor two axes
-            if array.shape == (1,):
-                array = array[0, ...]  # for all rows
-        elif not array.ndim:
+        if spec.shape == () and array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]  # the way of clients that give every tensor two axes
+        if spec.shape and not array.ndim:
             raise InputError(f"{endpoint.name}: {name}: expected shape {[-1, *spec.shape]}, got []")
-        if array.dtype == object:
-            if not is_picture(spec):
+        takes_pictures = is_picture(spec)
+        if array.dtype.kind == "O":
+            if not takes_pictures:
                 raise InputError(f"{endpoint.name}: {name}: expected numbers, got BYTES")
             self._limit(array.size)
             array = decode_pictures(name, array.reshape(-1), spec)
         dtype = np.dtype(spec.dtype)
-        is_pixels = array.dtype == np.uint8 and is_picture(spec)
-        # What the executor refuses is left to it.
-        is_refused = array.dtype.kind == "b" or (array.dtype.kind, dtype.kind) == ("f", "i")
-        if not (is_pixels or is_refused):
-            array = as_dtype(name, array, dtype)
-        if is_picture(spec) and array.ndim == 1 + len(spec.shape):
+        if array.dtype != dtype:
+            is_pixels = takes_pictures and array.dtype == np.uint8
+            # What the executor refuses is left to it.
+            is_refused = array.dtype.kind == "b" or (array.dtype.kind, dtype.kind) == ("f", "i")
+            if not (is_pixels or is_refused):
+                array = as_dtype(name, array, dtype)
+        if takes_pictures and array.ndim == 1 + len(spec.shape):
             array = np.asarray(loaded.pipeline.preprocess_fn(array))
         return array
 

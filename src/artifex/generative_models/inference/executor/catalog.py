@@ -17,6 +17,8 @@ from artifex.generative_models.inference.executor.program import Program
 from artifex.generative_models.inference.executor.settings import Tuned
 from artifex.generative_models.inference.executor.weights import Weights
 
+_UINT8 = np.dtype(np.uint8)
+
 # Endpoint, the options that were changed, and the pictures that come as uint8.
 _Identity = tuple[str, tuple[tuple[str, Hashable], ...], tuple[str, ...]]
 
@@ -51,7 +53,7 @@ class Catalog:
         """
         pictures = self._pictures.get(endpoint)
         if pictures and inputs:
-            uint8 = tuple([n for n in pictures if getattr(inputs.get(n), "dtype", None) == np.uint8])
+            uint8 = tuple([n for n in pictures if getattr(inputs.get(n), "dtype", None) == _UINT8])
             return self._program(endpoint, options, uint8)
         return self._program(endpoint, options, ())
 
