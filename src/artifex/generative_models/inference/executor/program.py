@@ -178,12 +178,14 @@ class Program:
         spec = self._endpoint.inputs[name]
         if name in self._uint8 and spec.image_range is not None:
             low, high = spec.image_range
-            scale, offset = np.float32((high - low) / 255), np.float32(low)
+
+            def scale(levels: Any) -> Any:
+                return levels.astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
+
             if self.place.on_cpu:  # where a lookup is free, and arithmetic slows what XLA fuses it with
-                levels = jnp.asarray(np.arange(256, dtype=np.float32) * scale + offset)
-                scaled = levels.at[value].get(mode="promise_in_bounds")
+                scaled = jnp.asarray(scale(np.arange(256))).at[value].get(mode="promise_in_bounds")
             else:
-                scaled = value.astype(jnp.float32) * scale + offset
+                scaled = scale(value)
             value = scaled.astype(spec.dtype)
         return value if self._dtype is None else _as_floating(value, self._dtype)
 
