@@ -153,13 +153,23 @@ def compare(measures: list[Mapping[str, Measure]], rounds: int) -> Iterator[tupl
 
 
 def row_of(name: str, times: list[list[float]]) -> Row:
-    """Rates, the median ratio over rounds, and the half of them that is in the middle."""
+    """Rates, the median of the ratios of all rounds, and its standard error by their quartiles."""
     other, ours = (statistics.median(column) for column in zip(*times, strict=True))
     ratios = [a / b for a, b in times]
     low, _, high = statistics.quantiles(ratios, n=4)
-    error = 1.25 * 0.74 * (high - low) / len(ratios) ** 0.5  # of a median, by the quartiles
+    error = 1.25 * 0.74 * (high - low) / len(ratios) ** 0.5
     middle = statistics.median(ratios)
     return [name, f"{1 / other:,.0f}", f"{1 / ours:,.0f}", f"{middle:.3f}", f"{error:.3f}"]
+
+
+def version_of(python: str) -> str:
+    """The version that an interpreter has, and its commit where that can be told."""
+    code = "import artifex; print(artifex.__file__, artifex.__version__)"
+    done = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
+    file, number = done.stdout.split()
+    command = ["git", "-C", str(Path(file).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True)
+    return f"{number} ({commit.stdout.strip()})" if commit.returncode == 0 else number
 
 
 def main() -> None:
@@ -178,8 +188,8 @@ def main() -> None:
         servers = [stack.enter_context(running(CONTENDERS[OURS], python=python)) for python in pythons]
         results.update(compare([served(server) for server in servers], SERVER_ROUNDS))
     rows = [row_of(name, times) for name, times in results.items()]
-    columns = ["rows/s", "other version", "this one", "this over other", "standard error"]
-    report("versions", columns, rows, {"seconds": results})
+    columns = ["rows/s", *map(version_of, pythons), "second over first", "standard error"]
+    report("versions", columns, rows, {})
 
 
 if __name__ == "__main__":
