@@ -1,7 +1,9 @@
 """What several test files share."""
 
+import contextlib
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,6 +20,16 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 # Called as it is, a model compiles each of its operations alone.
 encode, decode = jax.jit(VAE.encode), jax.jit(VAE.decode)
+
+
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """What is freed within goes with the last reference to it; cycles stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def randomised(build: Callable[[], Any]) -> Any:

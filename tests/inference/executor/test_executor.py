@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from shared import decode
+from shared import collector_off, decode
 
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
@@ -504,6 +504,23 @@ def test_calls_on_one_model_share_an_executor_that_dies_with_it():
     del model, executor
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
+
+
+def test_an_executor_is_freed_with_its_last_name():
+    first, second = times(2), times(5)
+    second.reuse_executables(first)
+    for executor in (first, second):
+        executor.warmup()
+        executor("times", {"x": rows(3)})
+        list(executor.map("times", [{"x": rows(9)}, {"x": rows(5)}]))
+        executor.run(executor.check("times", {"x": rows(2)}))
+        executor.swap({"w": np.full((1, 1), 7, np.float32)})
+    gone = [weakref.ref(value) for value in (first, first._weights, second, second._weights)]
+    with collector_off():
+        del first, executor
+        assert [ref() is None for ref in gone] == [True, True, False, False]
+        del second
+        assert [ref() for ref in gone] == [None] * 4
 
 
 @pytest.mark.parametrize("kind", [list, tuple])

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from shared import collector_off
 
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.inference import Executor, InferencePipeline, cache, export_model
@@ -291,6 +293,16 @@ def test_large_weights_are_restored_but_nothing_is_compiled(export: Path, monkey
     assert was_built(pipeline)
     assert pipeline.executor.compile_count == 0
     np.testing.assert_array_equal(second, first)
+
+
+def test_a_pipeline_is_freed_with_its_last_name(export: Path):
+    for built in (True, False):
+        pipeline = start(export)[1]
+        assert was_built(pipeline) == built
+        gone = [weakref.ref(value) for value in (pipeline, pipeline.executor, pipeline.executor._weights)]
+        with collector_off():
+            del pipeline
+            assert [ref() for ref in gone] == [None] * 3
 
 
 def test_dtypes_have_snapshots_of_their_own(export: Path):

@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
+import weakref
 
 import numpy as np
 import pytest
-from shared import TIMEOUT, rows
+from shared import TIMEOUT, collector_off, rows
 
 from artifex.generative_models.core.errors import ClosedError, InputError
 from artifex.generative_models.inference.images import encode_png
@@ -40,6 +41,19 @@ def test_what_waits_when_a_model_is_replaced_gets_the_old_weights(serving, scale
             await asyncio.gather(*plane.repository._drains)
             assert plane.repository.entries["m"].retired["2"]["scale"].requests == 9
             assert statistics(plane, "m.scale")["model_stats"][0]["inference_stats"]["success"]["count"] == 1
+
+    asyncio.run(main())
+
+
+def test_a_model_that_was_replaced_is_freed_when_it_is_drained(serving, export):
+    async def main():
+        async with serving({"m": ExportSource(export, batch_size=1)}) as plane:
+            await plane.infer(InferRequest("m", parameters={"num_samples": 3}))
+            gone = weakref.ref(plane.repository.entries["m"].loaded.executor)
+            with collector_off():  # as a server's, of which what is frozen is never looked through
+                await plane.repository.load("m")
+                await asyncio.gather(*plane.repository._drains)
+                assert gone() is None
 
     asyncio.run(main())
 

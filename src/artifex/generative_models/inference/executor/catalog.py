@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ class Catalog:
     _endpoints: Mapping[str, Endpoint]
     _batch_sizes: Mapping[str, tuple[int, ...]]  # of each endpoint, ascending
     _tuned: Mapping[str, Tuned]  # what tuning found out, by endpoint
-    _weights: Callable[[], Weights]  # gives those to trace with: they may be swapped
+    weights: Weights  # the model's, to trace with; may be swapped
     _kept: KeptPrograms | None  # what earlier processes found out
     compile_count: int = 0  # executables, so far
     _programs: dict[_Identity, Program] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Catalog:
 
     def executable(self, program: Program, size: int) -> jax.stages.Compiled:
         """A program's executable of a batch size, compiled where it is missing."""
-        return program.executables.get(size) or program.executable(size, self._weights(), self._count)
+        return program.executables.get(size) or program.executable(size, self.weights, self._count)
 
     def _count(self) -> None:
         with self._lock:
@@ -109,7 +109,7 @@ class Catalog:
                     endpoint,
                     dict(options),
                     uint8,
-                    self._weights(),
+                    self.weights,
                     batch_sizes=self._batch_sizes[name],
                     settings=settings,
                     kept=kept,

@@ -106,8 +106,9 @@ class Executor:
             name: sizes_to_compile(batch_sizes, self.tuned.get(name), self._place.num_shards)
             for name in self.endpoints
         }
-        self._catalog = Catalog(self.endpoints, self._batch_sizes, self.tuned, lambda: self._weights, kept)
-        self._runner = Runner(self._place, self._catalog.executable, self._in_flight)
+        # No part knows this one back: without a cycle, weights of gigabytes go with the last name for it.
+        self._catalog = Catalog(self.endpoints, self._batch_sizes, self.tuned, self._weights, kept)
+        self._runner = Runner(self._place, self._catalog.executable, self.tuned)
 
     def __call__(
         self,
@@ -276,12 +277,12 @@ class Executor:
     @property
     def parallel_executions(self) -> int:
         """How many batches compute at the same time: one a core on the CPU, else one."""
-        return num_cores() if self._runner.threaded else 1
+        return self._runner.parallel_executions
 
     @property
     def executions_in_flight(self) -> int:
         """How many batches to have under way: those that compute, and one that is copied or queued."""
-        return self.parallel_executions + 1
+        return self._runner.executions_in_flight
 
     def warmup(
         self,
@@ -400,7 +401,7 @@ class Executor:
             raise InputError(
                 "swap: the new model differs in structure, shapes or dtypes; make a new Executor"
             )
-        self._weights = weights
+        self._weights = self._catalog.weights = weights
 
     def follow(self, build: Callable[[list[Any]], Any]) -> Any:
         """Builds an NNX module of the flat weights, and reads them from it from now on.
@@ -429,10 +430,6 @@ class Executor:
             return False
         self._catalog.share(other._catalog)
         return True
-
-    def _in_flight(self, name: str) -> int:
-        tuned = self.tuned.get(name)
-        return self.executions_in_flight if tuned is None else tuned.executions_in_flight
 
     def _known_batch_sizes(self, batch_sizes: Iterable[int]) -> list[int]:
         sizes = list(batch_sizes)

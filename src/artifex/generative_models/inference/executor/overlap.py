@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from artifex.generative_models.core.errors import OutOfDeviceMemoryError
 from artifex.generative_models.inference.executor.jobs import Job, Piece
 from artifex.generative_models.inference.executor.placement import Placement
 from artifex.generative_models.inference.executor.program import Program
+from artifex.generative_models.inference.executor.settings import Tuned
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -39,21 +40,31 @@ class Runner:
     Args:
         place: Where rows and weights lie.
         executable: Gives the executable of a batch size.
-        in_flight: How many executions of an endpoint to have under way.
+        tuned: What tuning found out, by endpoint.
     """
 
     def __init__(
         self,
         place: Placement,
         executable: Callable[[Program, int], jax.stages.Compiled],
-        in_flight: Callable[[str], int],
+        tuned: Mapping[str, Tuned],
     ):
         self.threaded = place.on_cpu and len(place.devices) == 1
         self._place = place
         self._executable = executable
-        self._in_flight = in_flight
+        self._tuned = tuned
         if place.on_cpu:
             _keep_freed_memory()
+
+    @property
+    def parallel_executions(self) -> int:
+        """How many executions compute at the same time."""
+        return num_cores() if self.threaded else 1
+
+    @property
+    def executions_in_flight(self) -> int:
+        """How many to have under way, unless tuning found a better number."""
+        return self.parallel_executions + 1
 
     def dispatch(self, job: Job, start: int, stop: int, size: int) -> dict[str, Array]:
         """Starts rows of a job, with its weights, as one batch; returns outputs before they are computed.
@@ -127,7 +138,8 @@ class Runner:
             yield head[0]
             return
         pieces = itertools.chain(head, pieces)
-        in_flight = self._in_flight(head[0].job.program.name)
+        tuned = self._tuned.get(head[0].job.program.name)
+        in_flight = self.executions_in_flight if tuned is None else tuned.executions_in_flight
         if self.threaded:
             submit = _pool(in_flight).submit
             started = ((group, submit(self.complete, group)) for group in _groups(pieces, in_flight))

@@ -87,7 +87,11 @@ class Snapshot:
         self._name = f"starts/{digest_of(json.dumps(depends_on).encode())}"
         self._lock = threading.Lock()
         self._record = self._stored() or {"files": {}, "weights": None, "endpoints": None, "programs": {}}
-        self.programs = KeptPrograms(self._record["programs"], self.device, self._keep)
+
+    @property
+    def programs(self) -> KeptPrograms:
+        """What it holds of the programs."""
+        return KeptPrograms(self._record["programs"], self.device, self._keep)
 
     def model(self, model_type: str, config: Mapping[str, Any]) -> KeptModel | None:
         """The model in parts, where it is kept."""
