@@ -5,6 +5,7 @@ import os
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} "
     f"--xla_cpu_use_fusion_emitters={str('ARTIFEX_TESTS_OPTIMIZED' in os.environ).lower()} "
+    "--xla_cpu_parallel_codegen_split_count=1 "  # a program in 32 parts is more work, and cores are taken
     f"--xla_force_host_platform_device_count={os.environ.get('ARTIFEX_TESTS_DEVICES', '2')}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
