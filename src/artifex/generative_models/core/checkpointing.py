@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import zlib
 from collections.abc import Mapping
 from os import PathLike
@@ -41,6 +42,8 @@ _ITEM = "model"
 _CHECKSUMS = "crc32"
 _TREE_FILE = "_METADATA"  # Orbax's names: one a tree, one a step
 _STEP_FILE = "_CHECKPOINT_METADATA"
+
+_REMOVALS, _REMOVAL_SECONDS = 100, 0.02  # tries, and the wait after each
 
 # What Orbax raises on damaged files. LookupError is KeyError and IndexError.
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, OSError)
@@ -108,7 +111,16 @@ def save_checkpoint(manager: ocp.CheckpointManager, model: nnx.Module, step: int
         raise CheckpointError(f"cannot write step {step} in {manager.directory}: {error}") from error
     finally:
         for unfinished in Path(manager.directory).glob(f"{step}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
+            _remove(unfinished)
+
+
+def _remove(directory: Path) -> None:
+    """Removes a directory into which threads of Orbax may write for a moment longer."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(_REMOVAL_SECONDS)
 
 
 def load_checkpoint(
