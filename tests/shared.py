@@ -32,6 +32,17 @@ def collector_off() -> Iterator[None]:
         gc.enable()
 
 
+@contextlib.contextmanager
+def optimized_less() -> Iterator[None]:
+    """What XLA compiles within is slower to run and quicker to compile."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 def randomised(build: Callable[[], Any]) -> Any:
     """The model with random weights, biases too, without compiling its initialisers."""
     graphdef, state = nnx.split(nnx.eval_shape(build))
