@@ -8,6 +8,7 @@ import pytest
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError, InputTypeError, OutOfDeviceMemoryError
 from artifex.generative_models.inference import Executor
+from artifex.generative_models.inference.executor import overlap
 from artifex.generative_models.inference.executor.overlap import Runner
 from artifex.generative_models.inference.executor.settings import load_tuned
 from artifex.generative_models.inference.executor.shared import executor_for
@@ -46,6 +47,20 @@ def test_the_choice_is_as_fast_as_any_that_was_measured_again():
     assert report.chosen.rows_per_second >= 0.98 * max(trial.rows_per_second for trial in again)
     assert {trial.candidate.batch_size for trial in report.trials} == {2, 4, 8}
     assert report.not_stored is None
+
+
+def test_each_candidate_runs_with_its_own_number_in_flight(monkeypatch):
+    pool, in_flight = overlap._pool, set()
+
+    def recorded(count):
+        in_flight.add(count)
+        return pool(count)
+
+    monkeypatch.setattr(overlap, "_pool", recorded)
+    report = tune_third(exhaustive=True, store=False)
+    tried = {trial.candidate.executions_in_flight for trial in report.trials}
+    assert len(tried) > 2
+    assert in_flight == tried
 
 
 def test_every_trial_is_told_as_it_is_made():

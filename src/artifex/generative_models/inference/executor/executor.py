@@ -101,14 +101,14 @@ class Executor:
         if tuned is True:
             stored = {name: load_tuned(self.tuning_name(name)) for name in self.endpoints}
             tuned = {name: found for name, found in stored.items() if found is not None}
-        self.tuned: dict[str, Tuned] = dict(tuned or {})
+        self._tuned = dict(tuned or {})
         self._batch_sizes = {
-            name: sizes_to_compile(batch_sizes, self.tuned.get(name), self._place.num_shards)
+            name: sizes_to_compile(batch_sizes, self._tuned.get(name), self._place.num_shards)
             for name in self.endpoints
         }
         # No part knows this one back: without a cycle, weights of gigabytes go with the last name for it.
-        self._catalog = Catalog(self.endpoints, self._batch_sizes, self.tuned, self._weights, kept)
-        self._runner = Runner(self._place, self._catalog.executable, self.tuned)
+        self._catalog = Catalog(self.endpoints, self._batch_sizes, self._tuned, self._weights, kept)
+        self._runner = Runner(self._place, self._catalog.executable, self._tuned)
 
     def __call__(
         self,
@@ -273,6 +273,11 @@ class Executor:
             InputError: An unknown endpoint.
         """
         return self._catalog.find(endpoint, {}).batch_sizes
+
+    @property
+    def tuned(self) -> dict[str, Tuned]:
+        """What tuning found out and is in use, by endpoint; it may be changed, not replaced."""
+        return self._tuned
 
     @property
     def parallel_executions(self) -> int:

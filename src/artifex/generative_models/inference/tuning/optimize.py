@@ -185,7 +185,7 @@ class _Bench:
         tuned = {self.endpoint: Tuned(size, candidate.executions_in_flight, {size: setting})}
         if (size, setting) not in self.executors:
             self.executors[size, setting] = self.make(batch_sizes=(size,), tuned=tuned)
-        self.executors[size, setting].tuned = tuned
+        self.executors[size, setting].tuned.update(tuned)
         return self.executors[size, setting]
 
     def measure(self, candidate: Candidate) -> float | None:
