@@ -224,10 +224,11 @@ def test_draining(served, scaler):
 def test_a_stream_without_the_key(served):
     async def test(plane, channel, port):
         metadata = (("authorization", "wrong"),)
-        stream = GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([request()]), metadata=metadata)
-        # Reads, unlike `code()`, which leaves a task of the client's behind if its headers come late.
+        stream = GRPCInferenceServiceStub(channel).ModelStreamInfer(metadata=metadata)
+        # It sends nothing: gRPC's client tells of a message that it could not send in place of the refusal.
+        # And it reads, unlike `code()`, which leaves a task of the client's behind if its headers come late.
         with pytest.raises(grpc.aio.AioRpcError, match="UNAUTHENTICATED"):
-            await anext(aiter(stream))
+            await stream.read()
 
     served(test)
 
