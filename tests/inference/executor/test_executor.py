@@ -302,10 +302,58 @@ def test_a_model_without_endpoints_is_refused():
         Executor({"w": jnp.zeros(3)})
 
 
-def test_an_endpoint_without_a_batch_axis_is_refused():
-    broken = Endpoint(lambda model, keys, inputs: {"y": inputs["x"].sum()}, {"x": ROW})
-    with pytest.raises(InputError, match="no leading batch axis"):
+@pytest.mark.parametrize(
+    "give",
+    [lambda x: x.sum(), lambda x: x[:1], lambda x: jnp.zeros((2, 3)), lambda x: jnp.concatenate([x, x])],
+)
+def test_an_endpoint_without_a_batch_axis_is_refused(give):
+    broken = Endpoint(lambda model, keys, inputs: {"y": give(inputs["x"])}, {"x": ROW})
+    with pytest.raises(InputError, match=r"no leading batch axis: expected \d rows, got y \("):
+        Executor(None, {"broken": broken}, batch_sizes=(4,))("broken", {"x": rows(4)})
+
+
+@pytest.mark.parametrize(
+    ("give", "words"),
+    [
+        (lambda x, keys: (x,), "tuple"),
+        (lambda x, keys: [x], "list"),
+        (lambda x, keys: None, "NoneType"),
+        (lambda x, keys: x, "array of float32"),
+        (lambda x, keys: {}, "none"),
+        (lambda x, keys: {"y": 1.0}, "'y': float"),
+        (lambda x, keys: {"y": x, "z": "words"}, "'z': str"),
+        (lambda x, keys: {"y": {"z": x}}, "'y': dict"),
+        (lambda x, keys: {1: x}, "1: array of float32"),
+        (lambda x, keys: {"y": keys}, "'y': array of key<fry>"),
+    ],
+)
+def test_an_endpoint_that_returns_no_arrays_by_name_is_refused(give, words):
+    broken = Endpoint(lambda model, keys, inputs: give(inputs["x"], keys), {"x": ROW})
+    with pytest.raises(
+        InputTypeError, match=rf"broken: expected .* a dict of arrays by name, got {words}($|\n)"
+    ):
         Executor(None, {"broken": broken})("broken", {"x": rows(2)})
+
+
+def test_scalars_of_rows_keep_their_dtype():
+    inputs = {"x": TensorSpec((2, 2, 1), jnp.float32), "t": TensorSpec((), jnp.float32)}
+    echo = Endpoint(lambda model, keys, inputs: inputs, inputs)
+    executor = Executor(None, {"echo": echo}, batch_sizes=(2,), dtype=jnp.bfloat16)
+    outputs = executor("echo", {"x": np.full((2, 2, 2, 1), 999, np.float32), "t": np.float32([999, 1001])})
+    assert outputs["t"].tolist() == [999, 1001]
+    assert np.unique(outputs["x"]).tolist() == [1000]
+
+
+def test_a_function_that_closes_over_weights_says_how_many(caplog):
+    table = jnp.ones((3, 10_000))
+    lookup = Endpoint(lambda model, keys, inputs: {"y": inputs["x"] @ table}, {"x": ROW})
+    executor = Executor(None, {"lookup": lookup, "double": Endpoint(double, {"x": ROW})}, batch_sizes=(1,))
+    executor("double", {"x": rows(1)})
+    assert caplog.messages == []
+    executor("lookup", {"x": rows(1)})
+    (message,) = caplog.messages
+    assert message.startswith("lookup: 0.1 MB of arrays are no part of the model")
+    assert executor.captured_bytes("lookup") == table.nbytes
 
 
 def exhausted(*arguments):
@@ -479,6 +527,20 @@ def test_an_error_in_the_source_reaches_the_caller():
         list(executor.map("double", chunks()))
 
 
+@pytest.mark.parametrize("on_threads", [False, True])
+def test_chunks_before_an_error_in_the_source_come_first(plain, monkeypatch, on_threads):
+    def chunks():
+        yield from (np.full((2, 3), number, np.float32) for number in range(6))
+        raise RuntimeError("the cable was pulled")
+
+    monkeypatch.setattr(plain._runner, "threaded", on_threads)
+    found = []
+    outputs = (given["y"][:, 0] for given in plain.map("double", ({"x": chunk} for chunk in chunks())))
+    with pytest.raises(RuntimeError, match="the cable"):
+        found.extend(outputs)
+    assert np.concatenate(found).tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10]
+
+
 def test_calls_from_many_threads_give_each_its_own(executor, pictures):
     expected = np.asarray(executor("encode", {"x": pictures[:64]})["mean"])
 
@@ -515,7 +577,7 @@ def test_an_executor_is_freed_with_its_last_name():
         list(executor.map("times", [{"x": rows(9)}, {"x": rows(5)}]))
         executor.run(executor.check("times", {"x": rows(2)}))
         executor.swap({"w": np.full((1, 1), 7, np.float32)})
-    gone = [weakref.ref(value) for value in (first, first._weights, second, second._weights)]
+    gone = [weakref.ref(value) for value in (first, first._catalog.weights, second, second._catalog.weights)]
     with collector_off():
         del first, executor
         assert [ref() is None for ref in gone] == [True, True, False, False]
@@ -596,7 +658,6 @@ def test_another_executor_takes_over_what_was_compiled_and_each_has_its_weights(
         x = rows(size)
         np.testing.assert_array_equal(second.run(second.check("times", {"x": x}))["y"], 5 * x)
     np.testing.assert_array_equal(first.run(merged_jobs([(queued, 0, 3)]))["y"][:3], 2 * rows(3))
-    np.testing.assert_array_equal(second.run(merged_jobs([(queued, 0, 3)]))["y"][:3], 5 * rows(3))
     assert compilations == []
 
 
@@ -700,3 +761,8 @@ def test_without_a_range_uint8_pictures_are_refused():
     executor = Executor(None, {"run": Endpoint(picture_sums, {"x": spec})}, batch_sizes=(1,))
     with pytest.raises(InputTypeError, match="scale pictures first"):
         executor("run", {"x": np.zeros((1, 2, 3, 1), np.uint8)})
+
+
+def test_functions_that_are_no_endpoints_are_refused():
+    with pytest.raises(InputTypeError, match="endpoints: double: expected Endpoint"):
+        Executor(None, {"double": double})

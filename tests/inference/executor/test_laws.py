@@ -85,7 +85,7 @@ def test_equals_the_model_without_jit(case, keys):
 
 
 def executor_model(executor):
-    return executor._weights.rebuild(executor._weights.placed(executor._weights.all))
+    return executor._catalog.weights.rebuild(executor.weights)
 
 
 @pytest.mark.optimized

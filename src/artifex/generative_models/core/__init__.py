@@ -1,6 +1,6 @@
 """Endpoints, devices, configs, checkpoints and errors; knows nothing of inference."""
 
 from artifex.generative_models.core.devices import DeviceManager
-from artifex.generative_models.core.endpoint import Endpoint, Model, TensorSpec
+from artifex.generative_models.core.endpoint import Endpoint, Model, Option, TensorSpec
 
-__all__ = ["DeviceManager", "Endpoint", "Model", "TensorSpec"]
+__all__ = ["DeviceManager", "Endpoint", "Model", "Option", "TensorSpec"]

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.errors import DeviceError, InputError
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,30 @@ class DeviceManager:
 
     @property
     def devices(self) -> list[jax.Device]:
-        """All devices of the default backend, of all processes of the job."""
-        return jax.devices()
+        """All devices of the default backend, of all processes of the job.
+
+        Raises:
+            DeviceError: No platform of those that are asked for is there.
+        """
+        try:
+            return jax.devices()
+        except (RuntimeError, AssertionError) as error:  # which JAX raises, at times without a word
+            wanted = f"no devices of JAX_PLATFORMS={jax.config.values['jax_platforms']}"
+            raise DeviceError(str(error).strip().partition("\n")[0] or wanted) from error
 
     @property
     def default_device(self) -> jax.Device:
         """Where arrays go that nobody places."""
+        self.devices  # noqa: B018 - says what is wrong with them, if anything is
         return next(iter(jax.device_put(np.zeros(())).devices()))
 
-    def mesh(self, num_devices: int | None = None, *, model_devices: int = 1) -> Mesh:
+    def mesh(self, num_devices: int | None = None, *, model_devices: int | None = None) -> Mesh:
         """A mesh with an axis `data`, over which an executor lays rows, and where asked for one `model`.
 
         Args:
             num_devices: The first so many devices; None is all, of all processes.
             model_devices: Over how many devices each copy of the weights is to be cut: size of the axis
-                `model`, which is left out for 1.
+                `model`. None leaves that axis out.
 
         Raises:
             InputError: There are not so many, or the copies do not divide them.
@@ -52,7 +61,7 @@ class DeviceManager:
         count = len(devices) if num_devices is None else num_devices
         if not 1 <= count <= len(devices):
             raise InputError(f"num_devices: expected 1 to {len(devices)}, the devices there are; got {count}")
-        if model_devices == 1:
+        if model_devices is None:
             return Mesh(np.asarray(devices[:count]), ("data",))
         if model_devices < 1 or count % model_devices:
             raise InputError(
@@ -101,10 +110,15 @@ def _free_host_memory() -> int | None:
     free = 1024 * int(lines["MemAvailable"].split()[0])
     group = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used, stat = (
+            (group / name).read_text().strip() for name in ("memory.max", "memory.current", "memory.stat")
+        )
     except OSError:  # no control group, or one of another kind
         return free
-    return free if limit == "max" else min(free, int(limit) - int(used))
+    if limit == "max":
+        return free
+    cached = int(dict(line.split() for line in stat.splitlines()).get("inactive_file", 0))  # given up at need
+    return min(free, int(limit) - int(used) + cached)
 
 
 def _live_bytes() -> int:

@@ -11,12 +11,14 @@
     │   └── CheckpointCorruptError          unreadable, or its contents fail their checksums
     ├── ExportError                         an export cannot be written
     ├── OutputError                         a result cannot be written or resumed
+    ├── DeviceError                         the devices that JAX is asked for are not there
     ├── CacheError                          the user's cache directory cannot be used
     ├── Overloaded                          the queue is full: try again later
     ├── DeadlineExceededError (TimeoutError)
     │                                       a request's timeout passed before it was under way
     ├── LostProcessError                    another process of the job has gone
     ├── ClosedError (RuntimeError)          what was asked for, or of, is closed
+    ├── NonFiniteError (ArithmeticError)    a model computed a NaN or an infinity
     └── OutOfDeviceMemoryError              not even the smallest batch fits the device
 
 Failures of the operating system stay `OSError`; a bug stays whatever it is.
@@ -67,6 +69,10 @@ class OutputError(ArtifexError):
     """A result cannot be written or resumed."""
 
 
+class DeviceError(ArtifexError):
+    """The devices that JAX is asked for are not there."""
+
+
 class CacheError(ArtifexError):
     """The user's cache directory cannot be used."""
 
@@ -87,5 +93,15 @@ class ClosedError(ArtifexError, RuntimeError):
     """What was asked for, or of, is closed."""
 
 
+class NonFiniteError(ArtifexError, ArithmeticError):
+    """A model computed a NaN or an infinity."""
+
+
 class OutOfDeviceMemoryError(ArtifexError):
     """Not even the smallest batch size fits the device's memory."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error of somebody else's code is, and the first line of what it says."""
+    said = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

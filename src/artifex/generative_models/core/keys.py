@@ -3,11 +3,15 @@
 Row *i* of a job uses `fold_in(key, i)` of the job's key, so that it is the same sample in every batch, on
 every device and in every process. An executable gets one uint32 array [rows, words + 2] and derives the keys
 itself: the words of a key, the row's number, and whether the number is folded in.
+
+Keys are of the one kind `KEY_IMPL`, whatever JAX's default is: what keys of its other kinds draw under `vmap`
+depends on the rows beside it.
 """
 
 from __future__ import annotations
 
 import functools
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from flax import nnx
     from jaxtyping import Array, Key, UInt32
 
+KEY_IMPL = "threefry2x32"
+KEY_WORDS = 2
 MAX_ROWS = 2**32 - 1  # row numbers are uint32
 _MANY_SEEDS = 16  # from which NumPy is faster than Python
 
@@ -31,13 +37,11 @@ class RowKeys:
     """The keys of a job's rows, before they are derived.
 
     Args:
-        impl: JAX's name of the keys' kind.
-        words: Of the key of the whole job, uint32 [words]; or what an executable takes of rows of their own,
-            uint32 [rows, words + 2].
+        words: Of the key of the whole job, uint32 [2]; or what an executable takes of rows of their own,
+            uint32 [rows, 4].
         first_row: Number of the first row of a whole job.
     """
 
-    impl: str
     words: UInt32[np.ndarray, ...]
     first_row: int = 0
 
@@ -46,20 +50,20 @@ class RowKeys:
         """Row i uses `fold_in(key, first_row + i)` of the job's key.
 
         Raises:
-            InputError: Not one key of the default kind.
+            InputError: Not one key of the kind `KEY_IMPL`.
             InputTypeError: Not a typed key.
         """
-        return cls(default_key_impl(), _words("key", key, ndim=0), first_row)
+        return cls(_words("key", key, ndim=0), first_row)
 
     @classmethod
     def of_keys(cls, keys: Key[Array, " rows"]) -> RowKeys:
         """Row i uses `keys[i]`.
 
         Raises:
-            InputError: Not a row of keys of the default kind.
+            InputError: Not a row of keys of the kind `KEY_IMPL`.
             InputTypeError: Not typed keys.
         """
-        return cls(default_key_impl(), _rows(_words("keys", keys, ndim=1), folded=False))
+        return cls(_rows(_words("keys", keys, ndim=1), folded=False))
 
     @classmethod
     def of_seed(cls, seed: int | Sequence[int], first_row: int = 0) -> RowKeys:
@@ -68,11 +72,9 @@ class RowKeys:
         Raises:
             InputTypeError: Not integers.
         """
-        impl = default_key_impl()
         if isinstance(seed, list | tuple):
-            words = seed_words([_checked_seed(one) for one in seed])
-            return cls(impl, _rows(words, folded=True))
-        return cls(impl, _seed_words(impl, _checked_seed(seed)), first_row)
+            return cls(_rows(seed_words([_checked_seed(one) for one in seed]), folded=True))
+        return cls(_seed_words(_checked_seed(seed)), first_row)
 
     @property
     def num_rows(self) -> int | None:
@@ -82,15 +84,13 @@ class RowKeys:
     def part(self, start: int, stop: int) -> RowKeys:
         """The keys of rows `start` to `stop`."""
         if self.words.ndim == 2:
-            return RowKeys(self.impl, self.words[start:stop])
-        return RowKeys(self.impl, self.words, self.first_row + start)
+            return RowKeys(self.words[start:stop])
+        return RowKeys(self.words, self.first_row + start)
 
 
-def packed_keys(parts: Sequence[tuple[RowKeys, int, int]], size: int) -> UInt32[np.ndarray, "rows words+2"]:
+def packed_keys(parts: Sequence[tuple[RowKeys, int, int]], size: int) -> UInt32[np.ndarray, "rows 4"]:
     """What an executable takes: rows `start` to `stop` of several jobs, and zeros up to a batch size."""
-    width = parts[0][0].words.shape[-1]
-    num_words = width - 2 if parts[0][0].words.ndim == 2 else width
-    packed = np.zeros((size, num_words + 2), np.uint32)
+    packed = np.zeros((size, KEY_WORDS + 2), np.uint32)
     words, numbers, folded = packed[:, :-2], packed[:, -2], packed[:, -1]
     first = 0
     for keys, start, stop in parts:
@@ -107,45 +107,40 @@ def packed_keys(parts: Sequence[tuple[RowKeys, int, int]], size: int) -> UInt32[
     return packed
 
 
-def derived_keys(packed: UInt32[Array, "rows words+2"], impl: str) -> Key[Array, " rows"]:
+def derived_keys(packed: UInt32[Array, "rows 4"]) -> Key[Array, " rows"]:
     """Each row's own key, from what `packed_keys` gives; traceable."""
-    keys = jax.random.wrap_key_data(packed[:, :-2], impl=impl)
+    keys = jax.random.wrap_key_data(packed[:, :-2], impl=KEY_IMPL)
     return jnp.where(packed[:, -1] == 0, keys, jax.vmap(jax.random.fold_in)(keys, packed[:, -2]))
 
 
-def sample_key(rngs: nnx.Rngs | int) -> Key[Array, ""]:
+def sample_key(rngs: nnx.Rngs | int | None = None) -> Key[Array, ""]:
     """The key of one sampling job.
 
     Args:
         rngs: Random number generators, of which one `sample` key is drawn, or an integer seed, which
-            means a fresh `nnx.Rngs(seed)`.
+            means a fresh `nnx.Rngs(seed)` with keys of the kind `KEY_IMPL`. None is a seed of the system's.
     """
+    if rngs is None:
+        rngs = secrets.randbits(32)
     if not isinstance(rngs, int):
         return rngs.sample()
-    return jax.random.wrap_key_data(jax.device_put(seed_words([rngs])[0]), impl=default_key_impl())
+    return jax.random.wrap_key_data(jax.device_put(seed_words([rngs])[0]), impl=KEY_IMPL)
 
 
-def seed_words(seeds: Sequence[int]) -> UInt32[np.ndarray, "seeds words"]:
+def seed_words(seeds: Sequence[int]) -> UInt32[np.ndarray, "seeds 2"]:
     """The words of `sample_key` of each seed, on the host; seeds are integers, as `nnx.Rngs` takes them."""
     if not seeds:
-        return np.zeros((0, 2), np.uint32)
-    if default_key_impl() == "threefry2x32" and 0 <= min(seeds) <= max(seeds) < 2**32:
+        return np.zeros((0, KEY_WORDS), np.uint32)
+    if 0 <= min(seeds) <= max(seeds) < 2**32:
         if len(seeds) < _MANY_SEEDS:
             return np.array([_threefry2x32(int(seed)) for seed in seeds], np.uint32)
         return np.stack(_threefry2x32(np.array(seeds, np.uint64)), axis=-1).astype(np.uint32)
-    keys = (jax.random.fold_in(jax.random.key(seed), 0) for seed in seeds)
+    keys = (jax.random.fold_in(jax.random.key(seed, impl=KEY_IMPL), 0) for seed in seeds)
     return np.stack([np.asarray(jax.random.key_data(key)) for key in keys])
 
 
-def default_key_impl() -> str:
-    """The kind of keys that `jax.random.key` makes."""
-    # JAX gives its settings their attributes at run time; `config.values` makes a dict of all of them.
-    impl: str = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
-    return impl
-
-
 @functools.lru_cache(maxsize=1024)
-def _seed_words(impl: str, seed: int) -> np.ndarray:
+def _seed_words(seed: int) -> np.ndarray:
     return seed_words([seed])[0]
 
 
@@ -159,10 +154,16 @@ def _rows(words: np.ndarray, *, folded: bool) -> np.ndarray:
 
 def _words(name: str, keys: Any, ndim: int) -> np.ndarray:
     """The words of one key, or of one a row."""
-    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        raise InputTypeError(f"{name}: expected keys of jax.random.key, got {keys.dtype}")
-    impl = default_key_impl()
-    if keys.ndim != ndim or str(jax.random.key_impl(keys)) != impl:
+    if not isinstance(keys, jax.Array) or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        got = f"an array of {keys.dtype}" if isinstance(keys, jax.Array | np.ndarray) else repr(keys)
+        raise InputTypeError(f"{name}: expected keys of jax.random.key, got {got}")
+    impl = str(jax.random.key_impl(keys))
+    if impl != KEY_IMPL:
+        raise InputError(
+            f"{name}: expected {KEY_IMPL} keys, got {impl} ones, whose draws depend on the rows beside them: "
+            f"pass jax.random.key(seed, impl={KEY_IMPL!r}), or a seed"
+        )
+    if keys.ndim != ndim:
         raise InputError(f"{name}: expected {ndim}-dimensional {impl} keys, got {keys.dtype}{keys.shape}")
     return np.asarray(jax.random.key_data(keys))
 

@@ -108,6 +108,7 @@ class Decoder(nnx.Module):
     def __call__(self, z: Float[Array, "batch latent"]) -> Float[Array, "batch h w c"]:
         """Latents to logits."""
         channels = self.features[0]
+        z = z.astype(self.stem.kernel.dtype)  # of the computation, whatever a prior's noise was drawn in
         kernel = self.stem.kernel.reshape(-1, *self.sizes[0], channels)
         assert self.stem.bias is not None  # as __init__ made it
         bias = self.stem.bias.reshape(*self.sizes[0], channels)
@@ -207,8 +208,8 @@ def _reconstruct(model: VAE, keys: Key[Array, " batch"], inputs: dict[str, Array
 
 def _generate(model: VAE, keys: Key[Array, " batch"], inputs: dict[str, Array]) -> dict[str, Array]:
     temperature = inputs["temperature"]
-    noise = jax.vmap(lambda key: jax.random.normal(key, (model.latent_dim,)))(keys)
-    return {"x": model.decode(temperature[:, None] * noise.astype(temperature.dtype))}
+    noise = jax.vmap(lambda key: jax.random.normal(key, (model.latent_dim,), jnp.float32))(keys)
+    return {"x": model.decode(temperature[:, None] * noise)}
 
 
 def elbo(

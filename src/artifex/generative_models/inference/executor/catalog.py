@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import InputError, InputTypeError
+from artifex.generative_models.core.numerics import numerics
 from artifex.generative_models.inference.executor.kept import KeptPrograms
 from artifex.generative_models.inference.executor.program import Program
 from artifex.generative_models.inference.executor.settings import Tuned
@@ -27,19 +28,20 @@ _Identity = tuple[str, tuple[tuple[str, Hashable], ...], tuple[str, ...]]
 class Catalog:
     """Makes each program when it is first asked for."""
 
-    _endpoints: Mapping[str, Endpoint]
-    _batch_sizes: Mapping[str, tuple[int, ...]]  # of each endpoint, ascending
+    endpoints: Mapping[str, Endpoint]
+    batch_sizes: Mapping[str, tuple[int, ...]]  # of each endpoint, ascending
     _tuned: Mapping[str, Tuned]  # what tuning found out, by endpoint
-    weights: Weights  # the model's, to trace with; may be swapped
+    weights: Weights  # the model's
     _kept: KeptPrograms | None  # what earlier processes found out
     compile_count: int = 0  # executables, so far
     _programs: dict[_Identity, Program] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _numerics: Mapping[str, Any] = field(default_factory=numerics)  # those of now, for programs of later
 
     def __post_init__(self) -> None:
         self._pictures = {
             name: tuple(n for n, spec in endpoint.inputs.items() if spec.image_range is not None)
-            for name, endpoint in self._endpoints.items()
+            for name, endpoint in self.endpoints.items()
         }
 
     def find(
@@ -65,9 +67,27 @@ class Catalog:
         pictures = self._pictures.get(endpoint)
         return [self._program(endpoint, options, uint8) for uint8 in ([(), pictures] if pictures else [()])]
 
-    def executable(self, program: Program, size: int) -> jax.stages.Compiled:
-        """A program's executable of a batch size, compiled where it is missing."""
-        return program.executables.get(size) or program.executable(size, self.weights, self._count)
+    def executable(self, program: Program, size: int, weights: Weights | None = None) -> jax.stages.Compiled:
+        """A program's executable of a batch size, compiled where it is missing (for other weights too)."""
+        ready = program.executables.get(size)
+        return ready or program.executable(size, weights or self.weights, self._count)
+
+    @property
+    def all_batch_sizes(self) -> tuple[int, ...]:
+        """Those of all endpoints, ascending."""
+        return tuple(sorted(set().union(*self.batch_sizes.values())))
+
+    def known(self, batch_sizes: Iterable[int]) -> list[int]:
+        """Batch sizes that some endpoint has.
+
+        Raises:
+            InputError: One that none has.
+        """
+        sizes = list(batch_sizes)
+        unknown = set(sizes) - set(self.all_batch_sizes)
+        if unknown:
+            raise InputError(f"batch_sizes: {sorted(unknown)} are not among {self.all_batch_sizes}")
+        return sizes
 
     def _count(self) -> None:
         with self._lock:
@@ -85,21 +105,23 @@ class Catalog:
 
     def _changed(self, endpoint: str, options: Mapping[str, Hashable]) -> tuple[tuple[str, Hashable], ...]:
         """The options that differ from their defaults, so that equal choices share executables."""
-        defaults = self._endpoints[endpoint].options if endpoint in self._endpoints else {}
+        known = self.endpoints[endpoint].options if endpoint in self.endpoints else {}
         for name, value in options.items():
-            if name not in defaults:
+            if name not in known:
                 raise InputError(
-                    f"{endpoint}: unknown option {name!r}; it takes {', '.join(defaults) or 'none'}"
+                    f"{endpoint}: unknown option {name!r}; it takes {', '.join(known) or 'none'}"
                 )
             if not isinstance(value, Hashable):
                 raise InputTypeError(f"{endpoint}: option {name}: expected something hashable, got {value!r}")
-        return tuple(sorted((name, value) for name, value in options.items() if value != defaults[name]))
+            known[name].check(endpoint, name, value)
+        changed = ((name, value) for name, value in options.items() if value != known[name].default)
+        return tuple(sorted(changed))
 
     def _new(self, identity: _Identity) -> Program:
         name, options, uint8 = identity
-        endpoint = self._endpoints.get(name)
+        endpoint = self.endpoints.get(name)
         if endpoint is None:
-            raise InputError(f"no endpoint {name!r}; there are {', '.join(self._endpoints)}")
+            raise InputError(f"no endpoint {name!r}; there are {', '.join(self.endpoints)}")
         settings = self._tuned[name].settings if name in self._tuned else {}
         kept = None if self._kept is None else self._kept.program(name, dict(options), settings, uint8)
         with self._lock:
@@ -110,8 +132,9 @@ class Catalog:
                     dict(options),
                     uint8,
                     self.weights,
-                    batch_sizes=self._batch_sizes[name],
+                    batch_sizes=self.batch_sizes[name],
                     settings=settings,
+                    numerics=self._numerics,
                     kept=kept,
                 )
             return self._programs[identity]

@@ -11,9 +11,8 @@ so what a row gives does not depend on its neighbours, the padding, the piece or
 
 from __future__ import annotations
 
+import copy
 import functools
-import math
-import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,22 +21,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from artifex.generative_models.core.endpoint import Endpoint, Model, TensorSpec
-from artifex.generative_models.core.errors import InputError, InputTypeError
+from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.keys import RowKeys
 from artifex.generative_models.core.sharding import Shard
 from artifex.generative_models.inference.executor.catalog import Catalog
 from artifex.generative_models.inference.executor.cost import Cost, cost_of
+from artifex.generative_models.inference.executor.current import Current
 from artifex.generative_models.inference.executor.jobs import Inputs, Job, checked, row_keys, without_rows
 from artifex.generative_models.inference.executor.kept import KeptPrograms
 from artifex.generative_models.inference.executor.lockstep import Lockstep
-from artifex.generative_models.inference.executor.overlap import Runner, num_cores
+from artifex.generative_models.inference.executor.overlap import Runner
 from artifex.generative_models.inference.executor.placement import Placement
-from artifex.generative_models.inference.executor.settings import (
-    Tuned,
-    load_tuned,
-    sizes_to_compile,
-    tuning_name,
-)
+from artifex.generative_models.inference.executor.settings import Tuned
 from artifex.generative_models.inference.executor.weights import Weights
 
 if TYPE_CHECKING:
@@ -54,7 +49,7 @@ class Executor:
 
     Args:
         model: An NNX module, any pytree of arrays, or None for endpoints that are plain functions.
-            Weights that are replaced in place are seen by the next call.
+            What is replaced in it is seen by the next call, unlike a number within a NumPy array.
         endpoints: The endpoints by name; None asks the model.
         mesh: Devices with a `data` axis over which rows are laid; None is the default device. Batch
             sizes round up to a multiple of the axis; no row is dropped. Where it has devices of several
@@ -65,7 +60,8 @@ class Executor:
             one device does not hold. `WeightLayout` says how.
         batch_sizes: The row counts to compile for. Larger jobs are cut, smaller ones padded. None is the
             powers of two up to an endpoint's tuned batch size, or up to 64 where it was not tuned.
-        dtype: Casts floating-point weights and inputs for the computation; outputs come back as float32.
+        dtype: Casts floating-point weights and inputs for the computation, scalars left out; outputs come
+            back as float32.
         tuned: Whether to use what `tune` found out on this kind of device; or results to use, by endpoint.
             Those in use are in the attribute of that name.
         kept: What earlier processes found out about the same model; what this one does goes there too.
@@ -87,28 +83,25 @@ class Executor:
         tuned: bool | Mapping[str, Tuned] = True,
         kept: KeptPrograms | None = None,
     ):
-        if endpoints is None:
-            if not isinstance(model, Model):
-                raise InputTypeError(f"{type(model).__name__} has no endpoints(); pass endpoints=")
-            endpoints = model.endpoints()
-        if batch_sizes is not None and (not batch_sizes or min(batch_sizes) < 1):
-            raise InputError(f"batch_sizes: expected positive row counts, got {tuple(batch_sizes)}")
-        self.endpoints: Mapping[str, Endpoint] = dict(endpoints)
         self.mesh = mesh
-        self._place = Placement(mesh, shard)
-        self._weights = Weights(model, self._place, dtype)
         self.dtype = dtype
-        if tuned is True:
-            stored = {name: load_tuned(self.tuning_name(name)) for name in self.endpoints}
-            tuned = {name: found for name, found in stored.items() if found is not None}
-        self._tuned = dict(tuned or {})
-        self._batch_sizes = {
-            name: sizes_to_compile(batch_sizes, self._tuned.get(name), self._place.num_shards)
-            for name in self.endpoints
-        }
-        # No part knows this one back: without a cycle, weights of gigabytes go with the last name for it.
-        self._catalog = Catalog(self.endpoints, self._batch_sizes, self._tuned, self._weights, kept)
-        self._runner = Runner(self._place, self._catalog.executable, self._tuned)
+        self._place = Placement(mesh, shard)
+        self._current = Current(
+            model, endpoints, self._place, dtype, batch_sizes=batch_sizes, tuned=tuned, kept=kept
+        )
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._current.catalog
+
+    @property
+    def _runner(self) -> Runner:
+        return self._current.runner
+
+    @property
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """The endpoints by name."""
+        return self._catalog.endpoints
 
     def __call__(
         self,
@@ -122,9 +115,8 @@ class Executor:
     ) -> dict[str, Array]:
         """Runs an endpoint on any number of rows.
 
-        When the rows are exactly one batch size the outputs are returned before they are computed, as
-        JAX does; otherwise they are put together on the host, since slicing on a device would compile
-        anew for each length.
+        When the rows are exactly one batch size the outputs stay on the device; otherwise they are put
+        together on the host, since slicing on a device would compile anew for each length.
 
         Args:
             endpoint: Name of the endpoint.
@@ -142,6 +134,7 @@ class Executor:
             InputError: An unknown endpoint, input or option; a wrong shape or a value that is not
                 finite; no rows; no key for an endpoint that draws random numbers.
             InputTypeError: A wrong dtype.
+            NonFiniteError: The model computed a NaN or an infinity.
             OutOfDeviceMemoryError: Not even the smallest batch size fits the device.
         """
         if self._place.spans_processes:  # of which this one may have no rows
@@ -151,14 +144,17 @@ class Executor:
             chunks = [] if empty else [(inputs, num_rows)]
             results = list(self._stream(endpoint, chunks, options, key=key, keys=keys))
             if not results:
-                results = [without_rows(self._catalog.find(endpoint, options)).allocate()]
+                catalog = self._catalog
+                results = [without_rows(catalog.find(endpoint, options), catalog.weights).allocate()]
             return {name: self.place(value) for name, value in results[0].items()}
-        program = self._catalog.find(endpoint, options, inputs)
-        job = checked(program, inputs, num_rows, key=key, keys=keys)
-        job.weights = self._weights.placed(program.weights)
+        catalog = self._catalog
+        program = catalog.find(endpoint, options, inputs)
+        job = checked(program, catalog.weights, inputs, num_rows, key=key, keys=keys).take_weights()
         if job.num_rows in program.batch_sizes:
             try:
-                return self._runner.dispatch(job, 0, job.num_rows, job.num_rows)
+                placed = self._runner.dispatch(job, 0, job.num_rows, job.num_rows)
+                job.check_results(0, job.num_rows, placed)
+                return {name: placed[name] for name in program.outputs}
             except jax.errors.JaxRuntimeError as error:
                 self._runner.halve(program, job.num_rows, error)
         outputs = self._runner.run(job)
@@ -189,7 +185,7 @@ class Executor:
             One dict of NumPy arrays for each chunk.
 
         Raises:
-            InputError, InputTypeError, OutOfDeviceMemoryError: As for a call.
+            InputError, InputTypeError, NonFiniteError, OutOfDeviceMemoryError: As for a call.
         """
         given = ((None, chunk) if isinstance(chunk, int) else (chunk, None) for chunk in chunks)
         return self._stream(endpoint, given, options, key=key, first_row=first_row)
@@ -223,10 +219,8 @@ class Executor:
             raise InputError(
                 "a mesh of several processes runs whole jobs, which each of them calls for; queues are of one"
             )
-        program = self._catalog.find(endpoint, options, inputs)
-        job = checked(program, inputs, num_rows, key=key, keys=keys, seed=seed, first_row=first_row)
-        for name, spec in program.inputs.items():
-            job.inputs[name] = np.ascontiguousarray(job.inputs[name], spec.dtype)
+        given: dict[str, Any] = {"key": key, "keys": keys, "seed": seed, "first_row": first_row}
+        job = self._current.check(endpoint, options, inputs, num_rows, given).cast()
         if values:
             job.check_finite(0, job.num_rows)
             job.is_finite = True
@@ -243,10 +237,11 @@ class Executor:
 
         Raises:
             InputError: A value that is not finite.
+            NonFiniteError: The model computed a NaN or an infinity.
             OutOfDeviceMemoryError: Not even the smallest batch size fits the device.
         """
+        job = self._current.recheck(job).take_weights()
         program = job.program
-        job.weights = self._weights.placed(program.weights)
         if job.num_rows <= program.max_batch_size:
             size = program.batch_size_for(job.num_rows)
             try:
@@ -254,7 +249,8 @@ class Executor:
                 if not self._place.on_cpu:
                     for result in results.values():
                         result.copy_to_host_async()
-                return {name: np.asarray(result) for name, result in results.items()}
+                job.check_results(0, job.num_rows, results)
+                return {name: np.asarray(results[name]) for name in program.outputs}
             except jax.errors.JaxRuntimeError as error:
                 self._runner.halve(program, size, error)
         outputs = job.allocate()
@@ -264,7 +260,7 @@ class Executor:
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """The row counts that endpoints are compiled for, ascending."""
-        return tuple(sorted(set().union(*self._batch_sizes.values())))
+        return self._catalog.all_batch_sizes
 
     def batch_sizes_of(self, endpoint: str) -> tuple[int, ...]:
         """The row counts that one endpoint runs in, ascending; fewer when the device runs out of memory.
@@ -277,7 +273,20 @@ class Executor:
     @property
     def tuned(self) -> dict[str, Tuned]:
         """What tuning found out and is in use, by endpoint; it may be changed, not replaced."""
-        return self._tuned
+        return self._current.tuned
+
+    def captured_bytes(self, endpoint: str) -> int:
+        """Bytes of arrays that an endpoint's function has closed over."""
+        return self._catalog.find(endpoint, {}).captured_bytes
+
+    def reads_random_state(self, endpoint: str) -> bool:
+        """Whether an endpoint reads the state of a random number generator within the model."""
+        catalog = self._catalog
+        return catalog.weights.has_random_state(catalog.find(endpoint, {}).weights)
+
+    def row_bytes(self, endpoint: str) -> int:
+        """Bytes of one row's inputs and outputs."""
+        return self._catalog.find(endpoint, {}).bytes_per_row
 
     @property
     def parallel_executions(self) -> int:
@@ -298,6 +307,8 @@ class Executor:
     ) -> dict[str, dict[int, float]]:
         """Compiles ahead of the first call; after it, no number of rows compiles anything.
 
+        Batch sizes that take more memory than is free, by the compiler's account, are left out from then on.
+
         Args:
             endpoints: Names of the endpoints, with their default options; None is all.
             batch_sizes: Which of the executor's batch sizes; None is all of each endpoint.
@@ -306,20 +317,12 @@ class Executor:
         Returns:
             Seconds that each batch size of each endpoint took to compile; 0 where it was there.
         """
-        names = list(self.endpoints if endpoints is None else endpoints)
-        wanted = None if batch_sizes is None else self._known_batch_sizes(batch_sizes)
-        seconds: dict[str, dict[int, float]] = {name: {} for name in names}
-        for name in names:
-            forms = self._catalog.forms(name, {})
-            if len(forms) > 1 and image_dtype is not None:
-                forms = [forms[np.dtype(image_dtype) == np.uint8]]
-            for size in forms[0].batch_sizes if wanted is None else wanted:
-                start = time.perf_counter()
-                missing = [program for program in forms if size not in program.executables]
-                for program in missing:
-                    self._catalog.executable(program, size)
-                seconds[name][size] = time.perf_counter() - start if missing else 0.0
-        return seconds
+        catalog = self._catalog
+        wanted = None if batch_sizes is None else catalog.known(batch_sizes)
+        return {
+            name: self._current.warm(name, wanted, image_dtype)
+            for name in (catalog.endpoints if endpoints is None else endpoints)
+        }
 
     def spec(self, endpoint: str, **options: Hashable) -> tuple[Specs, Specs]:
         """The inputs and outputs of an endpoint, one row each; traces it for pictures of all dtypes."""
@@ -341,20 +344,16 @@ class Executor:
         Raises:
             InputError: An unknown endpoint, option or batch size.
         """
-        self._known_batch_sizes([batch_size])
-        program = self._catalog.find(endpoint, options)
-        weight_bytes = sum(leaf.nbytes for leaf in self._weights.placed(program.weights))
-        return cost_of(self._catalog.executable(program, batch_size), weight_bytes)
+        catalog = self._catalog
+        catalog.known([batch_size])
+        program = catalog.find(endpoint, options)
+        weight_bytes = sum(leaf.nbytes for leaf in catalog.weights.placed(program.weights))
+        return cost_of(catalog.executable(program, batch_size), weight_bytes)
 
     def tuning_name(self, endpoint: str) -> str:
         """Name of the cache entry that keeps what `tune` found out about an endpoint."""
-        return tuning_name(
-            self.endpoints[endpoint],
-            self._weights.placed(self._weights.all),
-            dtype=self.dtype,
-            devices=self._place.devices,
-            cores=num_cores(),
-        )
+        catalog = self._catalog
+        return self._current.tuning_name(catalog.endpoints[endpoint], catalog.weights)
 
     def place(self, rows: np.ndarray) -> Array:
         """Hands host rows [rows, ...] to the device; over a mesh where they divide, else to each device."""
@@ -385,12 +384,13 @@ class Executor:
     @property
     def weights(self) -> list[Array]:
         """The weights on the device, in the order of the flattened model."""
-        return self._weights.placed(self._weights.all)
+        weights = self._catalog.weights
+        return weights.placed(weights.all)
 
     @property
     def num_parameters(self) -> int:
         """Number of weights."""
-        return sum(math.prod(leaf.shape) for leaf in self.weights)
+        return self._catalog.weights.num_parameters
 
     def swap(self, model: Any) -> None:
         """Puts new weights under the same executables; calls under way finish with the old ones.
@@ -402,11 +402,12 @@ class Executor:
             InputError: It differs.
         """
         weights = Weights(model, self._place, self.dtype)
-        if weights.signature() != self._weights.signature():
+        ours = self._catalog.weights
+        if weights.signature() != ours.signature():
             raise InputError(
                 "swap: the new model differs in structure, shapes or dtypes; make a new Executor"
             )
-        self._weights = self._catalog.weights = weights
+        ours.swap(weights)
 
     def follow(self, build: Callable[[list[Any]], Any]) -> Any:
         """Builds an NNX module of the flat weights, and reads them from it from now on.
@@ -414,7 +415,7 @@ class Executor:
         Args:
             build: Makes it of the arrays that the executor got, in the order of the flattened model.
         """
-        return self._weights.follow(build)
+        return self._current.follow(build)
 
     def reuse_executables(self, other: Executor) -> bool:
         """Takes over what another executor compiled, if that was for the same weights but for their values.
@@ -427,21 +428,32 @@ class Executor:
         Returns:
             Whether it fits: structure, shapes, dtypes, devices and batch sizes are the same.
         """
+        catalogs = self._catalog, other._catalog
         ours, theirs = (
-            (e._weights.signature(), e.dtype, e._place.rows, e._place.shard, e._batch_sizes, e.tuned)
-            for e in (self, other)
+            (c.weights.signature(), e.dtype, e._place.rows, e._place.shard, c.batch_sizes, e.tuned)
+            for e, c in zip((self, other), catalogs, strict=True)
         )
         if ours != theirs:
             return False
-        self._catalog.share(other._catalog)
+        catalogs[0].share(catalogs[1])
         return True
 
-    def _known_batch_sizes(self, batch_sizes: Iterable[int]) -> list[int]:
-        sizes = list(batch_sizes)
-        unknown = set(sizes) - set(self.batch_sizes)
-        if unknown:
-            raise InputError(f"batch_sizes: {sorted(unknown)} are not among {self.batch_sizes}")
-        return sizes
+    def remade(
+        self, *, batch_sizes: Sequence[int] | None = None, tuned: bool | Mapping[str, Tuned] = True
+    ) -> Executor:
+        """An executor of the same model, on the same devices and with the same weights, in other batches."""
+        made = copy.copy(self)
+        made._current = self._current.remade(batch_sizes, tuned)
+        return made
+
+    def __repr__(self) -> str:
+        catalog = self._current.opened
+        kinds = ", ".join(sorted({device.device_kind for device in self._place.devices}))
+        sizes = ", ".join(map(str, self.batch_sizes))
+        return (
+            f"Executor({', '.join(catalog.endpoints)}; batches of {sizes} rows; "
+            f"{len(self._place.devices)} x {kinds}; {catalog.compile_count} compiled)"
+        )
 
     def _stream(
         self,
@@ -454,13 +466,16 @@ class Executor:
         first_row: int | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
         """The outputs of chunks, each of inputs or of a number of rows."""
-        weights_of = functools.cache(lambda program: self._weights.placed(program.weights))  # as they are now
+        catalog = self._catalog
+        weights_of = functools.cache(
+            lambda program: catalog.weights.placed(program.weights)
+        )  # as they are now
 
         def jobs() -> Iterator[Job]:
             row = first_row or 0
             for inputs, num_rows in chunks:
-                program = self._catalog.find(endpoint, options, inputs)
-                job = checked(program, inputs, num_rows, key=key, keys=keys, first_row=row)
+                program = catalog.find(endpoint, options, inputs)
+                job = checked(program, catalog.weights, inputs, num_rows, key=key, keys=keys, first_row=row)
                 job.weights = weights_of(program)
                 row += job.num_rows
                 yield job
@@ -468,8 +483,8 @@ class Executor:
         if not self._place.spans_processes:
             yield from self._runner.outputs(piece for job in jobs() for piece in job.pieces(job.allocate()))
             return
-        forms = self._catalog.forms(endpoint, options)
-        together = Lockstep(self._place, forms)
+        forms = catalog.forms(endpoint, options)
+        together = Lockstep(self._place, forms, catalog.weights)
         with together.failing_together():
             any_keys = None
             if forms[0].needs_keys:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from artifex.generative_models.core.endpoint import TensorSpec
-from artifex.generative_models.core.errors import InputError, InputTypeError
+from artifex.generative_models.core.errors import InputError, InputTypeError, NonFiniteError
 from artifex.generative_models.core.keys import MAX_ROWS, RowKeys, packed_keys
-from artifex.generative_models.inference.executor.program import Program
+from artifex.generative_models.inference.executor.program import FINITE, Program
+from artifex.generative_models.inference.executor.weights import Weights
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike, DTypeLike
     from jaxtyping import Array
 
 Inputs = Mapping[str, Any]
+_LARGEST = 65504.0  # what every floating dtype holds, but float8
 
 
 @dataclass(slots=True)
@@ -29,15 +31,17 @@ class Job:
 
     Args:
         program: What runs them.
+        model: Whose weights it runs with.
         num_rows: How many.
         inputs: Arrays [rows, ...] by name.
         keys: What their keys are derived from; None where nothing is drawn.
         first_row: Number of the first row, for people.
         is_finite: Whether its inputs were looked through already.
-        weights: What it runs with, once it is about to.
+        weights: The model's as they are when it runs, once it is about to.
     """
 
     program: Program
+    model: Weights
     num_rows: int
     inputs: dict[str, Any]
     keys: RowKeys | None
@@ -54,7 +58,9 @@ class Job:
         """Rows `start` to `stop`."""
         inputs = {name: rows[start:stop] for name, rows in self.inputs.items()}
         keys = None if self.keys is None else self.keys.part(start, stop)
-        return Job(self.program, stop - start, inputs, keys, self.first_row + start, self.is_finite)
+        return Job(
+            self.program, self.model, stop - start, inputs, keys, self.first_row + start, self.is_finite
+        )
 
     def pieces(self, outputs: dict[str, np.ndarray], start: int = 0, stop: int = 0) -> Iterator[Piece]:
         """Cuts rows into batches; the batch sizes may fall in the meantime."""
@@ -86,6 +92,22 @@ class Job:
         rows = array[start : start + size]  # those past `stop`, if any, serve as padding
         return padded(rows, size, self.program.inputs[name].dtype)
 
+    def take_weights(self) -> Self:
+        """Takes the model's weights as they are now."""
+        self.weights = self.model.placed(self.program.weights)
+        return self
+
+    def cast(self) -> Self:
+        """Has its inputs in the dtypes that they are run in; what overflows is for `check_finite` to tell."""
+        for name, spec in self.program.inputs.items():
+            array = self.inputs[name]
+            if array.dtype == spec.dtype:
+                self.inputs[name] = np.ascontiguousarray(array)
+            else:
+                with np.errstate(over="ignore"):
+                    self.inputs[name] = np.ascontiguousarray(array, spec.dtype)
+        return self
+
     def check_finite(self, start: int, stop: int) -> None:
         """Looks through rows for NaNs and infinities.
 
@@ -96,9 +118,45 @@ class Job:
             if isinstance(array, jax.Array) and not self.program.place.on_cpu:
                 continue  # looking would wait for it to come back from the accelerator
             part = array[start:stop] if isinstance(array, np.ndarray) else np.asarray(array)[start:stop]
+            dtype = np.dtype(self.program.inputs[name].dtype)
+            if part.dtype.itemsize > dtype.itemsize:
+                with np.errstate(over="ignore"):  # such as a float64 that is infinite as a float32
+                    part = part.astype(dtype)
             if part.dtype.kind not in "iub" and np.count_nonzero(finite := np.isfinite(part)) < part.size:
                 row = self.first_row + start + int(np.argmin(finite.reshape(len(part), -1).all(axis=1)))
-                raise InputError(f"{self.program.name}: {name}: row {row} has a NaN or infinite value")
+                raise InputError(
+                    f"{self.program.name}: {name}: row {row} has a NaN or infinite value as {dtype.name}"
+                )
+
+    def check_results(self, start: int, stop: int, results: Mapping[str, Array]) -> None:
+        """Waits for the results of rows, and refuses those that are NaNs or infinities.
+
+        Raises:
+            NonFiniteError: There is one; it says in which row.
+        """
+        num_rows = stop - start
+        if self.program.place.on_cpu:  # where they can be looked at as they are
+            rows = _finite_rows(num_rows, (results[name] for name in self.program.outputs))
+        else:
+            rows = np.asarray(results[FINITE])[:num_rows] if FINITE in results else None
+        if rows is None or rows.all():
+            return
+        bad = self.first_row + start + int(np.argmin(rows))
+        raise NonFiniteError(
+            f"{self.program.name}: row {bad} came out NaN or infinite: the model's weights, or what "
+            "it was given, are at the limit of its dtype, or it divides by zero"
+        )
+
+
+def _finite_rows(num_rows: int, outputs: Iterable[Array]) -> np.ndarray | None:
+    """Of each row, whether all that it gave is finite; None where that is all of them."""
+    rows = None
+    for output in outputs:
+        array = np.asarray(output)[:num_rows]
+        if array.dtype.kind not in "iub" and not (finite := np.isfinite(array)).all():
+            whole = finite.reshape(num_rows, -1).all(axis=1)
+            rows = whole if rows is None else rows & whole
+    return rows
 
 
 Part = tuple[Job, int, int]  # rows from a start to a stop of a job
@@ -120,13 +178,19 @@ class Piece:
         return 0 < self.stop == self.job.num_rows
 
     def write(self, results: Mapping[str, Array]) -> None:
-        """Waits for a batch's results and copies them to where they go."""
+        """Waits for a batch's results and copies them to where they go.
+
+        Raises:
+            NonFiniteError: One is a NaN or infinite.
+        """
+        self.job.check_results(self.start, self.stop, results)
         for name, output in self.outputs.items():
             output[self.start : self.stop] = np.asarray(results[name])[: self.stop - self.start]
 
 
 def checked(
     program: Program,
+    model: Weights,
     inputs: Inputs | None,
     num_rows: int | None,
     *,
@@ -179,7 +243,7 @@ def checked(
     given: RowKeys | None = None
     if program.needs_keys:
         given = row_keys(program, num_rows, key=key, keys=keys, seed=seed, first_row=first_row)
-    return Job(program, num_rows, arrays, given, first_row)
+    return Job(program, model, num_rows, arrays, given, first_row)
 
 
 def row_keys(
@@ -202,8 +266,6 @@ def row_keys(
         given = RowKeys.of_key(key, first_row)
     else:
         given = keys if isinstance(keys, RowKeys) else RowKeys.of_keys(keys)
-    if given.impl != program.key_impl:
-        raise InputError(f"{program.name}: expected {program.key_impl} keys, got {given.impl} ones")
     if None not in (given.num_rows, num_rows) and given.num_rows != num_rows:
         what = "keys" if seed is None else "seeds"
         raise InputError(f"{program.name}: got {given.num_rows} {what} for {num_rows} rows")
@@ -212,31 +274,33 @@ def row_keys(
 
 def merged(parts: Sequence[Part]) -> Job:
     """Puts rows of several checked calls of one program together, padded to a batch size if they fit one."""
-    program = parts[0][0].program
+    program, model = parts[0][0].program, parts[0][0].model
     num_rows = sum([stop - start for _, start, stop in parts])
     fits = num_rows <= program.max_batch_size
     missing = program.batch_size_for(num_rows) - num_rows if fits else 0
     inputs = {name: _joined(name, spec, parts, missing) for name, spec in program.inputs.items()}
     is_finite = all(job.is_finite for job, _, _ in parts)
-    if not program.needs_keys:
-        return Job(program, num_rows, inputs, None, is_finite=is_finite)
-    keyed = [(job.keys, start, stop) for job, start, stop in parts if job.keys is not None]
-    keys = RowKeys(program.key_impl, packed_keys(keyed, num_rows))
-    return Job(program, num_rows, inputs, keys, is_finite=is_finite)
+    first_row = parts[0][0].first_row + parts[0][1]  # which counts where there is one part
+    keys = None
+    if program.needs_keys:
+        keyed = [(job.keys, start, stop) for job, start, stop in parts if job.keys is not None]
+        keys = RowKeys(packed_keys(keyed, num_rows))
+    return Job(program, model, num_rows, inputs, keys, first_row, is_finite)
 
 
-def without_rows(program: Program, keys: RowKeys | None = None) -> Job:
+def without_rows(program: Program, model: Weights, keys: RowKeys | None = None) -> Job:
     """A job without rows, to run batches of others with; `keys` are any of the job, where it draws."""
     inputs = {name: np.empty((0, *spec.shape), spec.dtype) for name, spec in program.inputs.items()}
-    return Job(program, 0, inputs, keys, is_finite=True)
+    return Job(program, model, 0, inputs, keys, is_finite=True)
 
 
 def padded(rows: np.ndarray, size: int, dtype: DTypeLike) -> np.ndarray:
     """Rows of a dtype, with zeros up to a batch size."""
-    if len(rows) == size:
-        return np.asarray(rows, dtype)
+    if len(rows) == size and rows.dtype == dtype:
+        return rows
     padded = np.zeros((size, *rows.shape[1:]), dtype)
-    padded[: len(rows)] = rows
+    with np.errstate(over="ignore"):  # what overflows is told by `Job.check_finite`
+        padded[: len(rows)] = rows
     return padded
 
 
@@ -270,6 +334,7 @@ def _checked_array(endpoint: str, name: str, spec: TensorSpec, value: ArrayLike)
         and shape
         and (array.dtype == spec.dtype or _same_kind(array.dtype, spec.dtype))
     ):
+        _check_range(endpoint, name, spec, array)
         return array
     axes = "".join(f", {size}" for size in spec.shape)
     wanted = f"{endpoint}: {name}: expected {np.dtype(spec.dtype).name} [rows{axes}]"
@@ -283,14 +348,28 @@ def _checked_array(endpoint: str, name: str, spec: TensorSpec, value: ArrayLike)
 def _checked_scalar(endpoint: str, name: str, spec: TensorSpec, value: Any) -> float:
     """One finite number that stands for all rows."""
     dtype = np.dtype(spec.dtype)
-    if type(value) is float and dtype.kind == "f" and math.isfinite(value):
+    if type(value) is float and dtype.kind == "f" and abs(value) <= _LARGEST:
         return value
     number = np.asarray(value)
     if not (_same_kind(number.dtype, dtype) or (number.dtype.kind in "iu" and dtype.kind == "f")):
         raise InputTypeError(f"{endpoint}: {name}: expected {dtype.name}, got {value!r}")
-    if not np.isfinite(number):
-        raise InputError(f"{endpoint}: {name}: expected a finite number, got {value!r}")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(number.astype(dtype) if dtype.kind == "f" else number):
+            raise InputError(f"{endpoint}: {name}: expected a finite number, got {value!r} as {dtype.name}")
+    _check_range(endpoint, name, spec, number)
     return number.item()
+
+
+def _check_range(endpoint: str, name: str, spec: TensorSpec, array: Any) -> None:
+    """Refuses integers that another dtype would wrap around."""
+    if array.dtype == spec.dtype or array.dtype.kind not in "iu" or np.dtype(spec.dtype).kind not in "iu":
+        return
+    limits, host = np.iinfo(spec.dtype), np.asarray(array)
+    if host.size and not limits.min <= host.min() <= host.max() <= limits.max:
+        raise InputError(
+            f"{endpoint}: {name}: expected integers from {limits.min} to {limits.max}, "
+            f"got {host.min()} to {host.max()}"
+        )
 
 
 def _same_kind(given: DTypeLike, wanted: DTypeLike) -> bool:

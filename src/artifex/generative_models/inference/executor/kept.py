@@ -27,7 +27,8 @@ class Trace:
     weights: tuple[int, ...]  # places, in the flattened model, of those that it reads
     needs_keys: bool
     outputs: Mapping[str, TensorSpec]
-    strided: bool  # whether it has a strided convolution
+    strided: bool  # whether most of its work is strided convolutions
+    captured_bytes: int = 0  # of arrays that its function has closed over
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class KeptProgram:
         if kept is None:
             return None
         outputs = {name: spec_of(spec) for name, spec in kept["outputs"].items()}
-        return Trace(tuple(kept["weights"]), kept["needs_keys"], outputs, kept["strided"])
+        return Trace(
+            tuple(kept["weights"]), kept["needs_keys"], outputs, kept["strided"], kept["captured_bytes"]
+        )
 
     def keep_trace(self, trace: Trace) -> None:
         """Keeps what tracing found out."""

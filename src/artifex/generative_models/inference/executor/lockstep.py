@@ -16,6 +16,7 @@ from artifex.generative_models.core.processes import exchange
 from artifex.generative_models.inference.executor.jobs import Job, Piece, without_rows
 from artifex.generative_models.inference.executor.placement import Placement
 from artifex.generative_models.inference.executor.program import Program
+from artifex.generative_models.inference.executor.weights import Weights
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -34,11 +35,13 @@ class Lockstep:
     Args:
         placement: On a mesh of several processes.
         forms: What may run: an endpoint with its options, for each dtype that its pictures may have.
+        model: Whose weights run it.
     """
 
-    def __init__(self, placement: Placement, forms: Sequence[Program]):
+    def __init__(self, placement: Placement, forms: Sequence[Program], model: Weights):
         self._placement = placement
         self._forms = forms
+        self._model = model
         identity = repr((forms[0].name, forms[0].options, forms[0].batch_sizes))
         self._digest = zlib.crc32(identity.encode()) >> 1  # what an int32 holds
         self._has_ended = False
@@ -70,11 +73,11 @@ class Lockstep:
             if program is None:
                 return
             if job is None:
-                job = without_rows(program, keys)
+                job = without_rows(program, self._model, keys)
                 job.weights = weights_of(program)
             elif job.keys is not None and not numbered:
                 job.first_row = first_row + sum(counts[: self._placement.part])
-                job.keys = RowKeys(job.keys.impl, job.keys.words, job.first_row)
+                job.keys = RowKeys(job.keys.words, job.first_row)
             first_row += sum(counts)
             own = deque(job.pieces(job.allocate()))
             for size in _common_batches(counts, program.batch_sizes):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import os
 import sys
 import threading
@@ -21,14 +22,20 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.errors import OutOfDeviceMemoryError
 from artifex.generative_models.inference.executor.jobs import Job, Piece
 from artifex.generative_models.inference.executor.placement import Placement
 from artifex.generative_models.inference.executor.program import Program
 from artifex.generative_models.inference.executor.settings import Tuned
+from artifex.generative_models.inference.executor.weights import Weights
 
 if TYPE_CHECKING:
     from jaxtyping import Array
+
+_log = logging.getLogger("artifex")
+
+_AHEAD_BYTES = 64 << 20  # of inputs and outputs that are under way, beside one group of pieces
 
 # Devices that exchange parts of weights or activations must all run the same executions in the same order.
 _dispatching = threading.Lock()
@@ -39,14 +46,14 @@ class Runner:
 
     Args:
         place: Where rows and weights lie.
-        executable: Gives the executable of a batch size.
+        executable: Gives a program's executable of a batch size, for weights.
         tuned: What tuning found out, by endpoint.
     """
 
     def __init__(
         self,
         place: Placement,
-        executable: Callable[[Program, int], jax.stages.Compiled],
+        executable: Callable[[Program, int, Weights], jax.stages.Compiled],
         tuned: Mapping[str, Tuned],
     ):
         self.threaded = place.on_cpu and len(place.devices) == 1
@@ -66,6 +73,10 @@ class Runner:
         """How many to have under way, unless tuning found a better number."""
         return self.parallel_executions + 1
 
+    def _in_flight(self, program: Program) -> int:
+        tuned = self._tuned.get(program.name)
+        return self.executions_in_flight if tuned is None else tuned.executions_in_flight
+
     def dispatch(self, job: Job, start: int, stop: int, size: int) -> dict[str, Array]:
         """Starts rows of a job, with its weights, as one batch; returns outputs before they are computed.
 
@@ -73,7 +84,7 @@ class Runner:
             InputError: A value that is not finite.
             JaxRuntimeError: The device's memory is too small, or whatever else went wrong there.
         """
-        executable = self._executable(job.program, size)
+        executable = job.program.executables.get(size) or self._fitting(job.program, size, job.model)
         arguments = job.arguments(start, stop, size)
         if self._place.spans_processes:
             arguments = [self._place.put_rows(argument) for argument in arguments]
@@ -84,6 +95,39 @@ class Runner:
         if self._place.spans_processes:
             return {name: self._place.take_rows(result) for name, result in results.items()}
         return results
+
+    def prepare(self, program: Program, size: int, weights: Weights) -> bool:
+        """Compiles a batch size; whether it fits the device, and so is among the program's after it.
+
+        Raises:
+            OutOfDeviceMemoryError: Not even the smallest fits.
+        """
+        if size > program.max_batch_size:
+            return False
+        try:
+            self._fitting(program, size, weights)
+        except jax.errors.JaxRuntimeError as error:
+            self.halve(program, size, error)
+            return False
+        return True
+
+    def _fitting(self, program: Program, size: int, weights: Weights) -> jax.stages.Compiled:
+        """A new executable, refused as the device would if its memory is too small by the compiler's account.
+
+        The smallest batch size is always tried: what is free may be more by then.
+        """
+        executable = self._executable(program, size, weights)
+        memory = executable.memory_analysis()
+        if memory is not None and size > program.batch_sizes[0] and not self._place.spans_processes:
+            rows = size // self._place.num_shards * program.bytes_per_row
+            in_flight, free = self._in_flight(program), DeviceManager().free_memory()
+            needed = in_flight * (memory.temp_size_in_bytes + rows)
+            if free is not None and needed > free:
+                raise jax.errors.JaxRuntimeError(
+                    f"RESOURCE_EXHAUSTED: {in_flight} batches of {size} rows take {needed / 1e9:.2f} GB, "
+                    f"and {free / 1e9:.2f} GB are free"
+                )
+        return executable
 
     def run(self, job: Job) -> dict[str, np.ndarray]:
         """The outputs of a job of any length, on the host."""
@@ -125,6 +169,8 @@ class Runner:
                 f"{program.name}: out of device memory at {size} rows, the smallest batch size"
             ) from error
         half = max((s for s in smaller if s <= size // 2), default=smaller[0])
+        if half < program.max_batch_size:
+            _log.warning("%s: batches of at most %d rows from now on: %s", program.name, half, error)
         program.batch_sizes = tuple(s for s in program.batch_sizes if s <= half)
 
     def _flow(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -138,8 +184,7 @@ class Runner:
             yield head[0]
             return
         pieces = itertools.chain(head, pieces)
-        tuned = self._tuned.get(head[0].job.program.name)
-        in_flight = self.executions_in_flight if tuned is None else tuned.executions_in_flight
+        in_flight = self._in_flight(head[0].job.program)
         if self.threaded:
             submit = _pool(in_flight).submit
             started = ((group, submit(self.complete, group)) for group in _groups(pieces, in_flight))
@@ -179,16 +224,34 @@ class _Dispatched:
 
 
 def _in_order(started: Iterator[tuple[list[Piece], Any]], depth: int) -> Iterator[Piece]:
-    """Waits for pieces under way, each time for those that were started first when there are over `depth`."""
+    """Waits for pieces under way, each time for those that were started first when there are over `depth`.
+
+    There are fewer where their rows take more than `_AHEAD_BYTES`. Where whoever gives the pieces fails,
+    those before come first.
+    """
     window: deque[tuple[list[Piece], Any]] = deque()
+    held = 0
+    failure: Exception | None = None
     try:
-        for item in started:
+        while True:
+            try:
+                item = next(started)
+            except StopIteration:
+                break
+            except Exception as error:  # whatever it is, it waits for its turn
+                failure = error
+                break
             window.append(item)
-            if len(window) > depth:
+            held += _num_bytes(item[0])
+            while len(window) > depth or (len(window) > 1 and held > _AHEAD_BYTES):
+                held -= _num_bytes(window[0][0])
                 yield from _finished(window)
         while window:
             yield from _finished(window)
+        if failure is not None:
+            raise failure
     finally:
+        failure = None  # which has this frame in its traceback
         for _, waiting in window:
             waiting.cancel()
 
@@ -199,10 +262,26 @@ def _finished(window: deque[tuple[list[Piece], Any]]) -> list[Piece]:
     return pieces
 
 
+def _num_bytes(pieces: Iterable[Piece]) -> int:
+    return sum(piece.size * piece.job.program.bytes_per_row for piece in pieces)
+
+
 def _groups(pieces: Iterator[Piece], in_flight: int) -> Iterator[list[Piece]]:
-    """Pieces for one thread to run in a row: few at first, so that all start, then enough to pay a hop."""
+    """Pieces for one thread to run in a row: few at first, so that all start, then enough to pay a hop.
+
+    They are fewer where `_AHEAD_BYTES` would not hold a group for each thread.
+    """
     for size in itertools.chain(*([n] * in_flight for n in (1, 2, 4)), itertools.repeat(8)):
-        group = list(itertools.islice(pieces, size))
+        group: list[Piece] = []
+        try:
+            for piece in itertools.islice(pieces, size):
+                group.append(piece)
+                if _num_bytes(group) * in_flight > _AHEAD_BYTES:
+                    break
+        except Exception:
+            if group:
+                yield group
+            raise
         if not group:
             return
         yield group

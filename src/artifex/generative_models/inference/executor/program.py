@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
-from artifex.generative_models.core.errors import InputError
-from artifex.generative_models.core.keys import default_key_impl, derived_keys
+from artifex.generative_models.core.errors import InputError, InputTypeError
+from artifex.generative_models.core.keys import KEY_IMPL, KEY_WORDS, derived_keys
+from artifex.generative_models.core.numerics import using
 from artifex.generative_models.inference.cache import without_compilation_cache
 from artifex.generative_models.inference.executor.kept import KeptProgram, Trace
 from artifex.generative_models.inference.executor.settings import Setting
@@ -25,6 +27,13 @@ from artifex.generative_models.inference.executor.weights import Weights
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
     from jaxtyping import Array
+
+
+_log = logging.getLogger("artifex")
+
+# On accelerators, an output beside the endpoint's own: of each row, whether all that it gives is finite.
+FINITE = " finite"
+MANY_CAPTURED = 1 << 16  # bytes of captured constants, from which they are taken to be weights
 
 
 class Program:
@@ -38,10 +47,12 @@ class Program:
         weights: Of the model to trace with; rows lie where they do, and have the dtype that they are cast to.
         batch_sizes: The row counts to compile for, ascending.
         settings: How to compile some of them.
+        numerics: JAX's settings to trace with.
         kept: What earlier processes found out.
 
     Raises:
         InputError: An output has no batch axis.
+        InputTypeError: What it returns are not arrays by name.
     """
 
     def __init__(
@@ -54,10 +65,11 @@ class Program:
         *,
         batch_sizes: tuple[int, ...],
         settings: Mapping[int, Setting],
+        numerics: Mapping[str, Any],
         kept: KeptProgram | None,
     ):
         self.name = name
-        self.options = {**endpoint.options, **options}
+        self.options = {**endpoint.defaults, **options}
         self.inputs = {
             name: dataclasses.replace(spec, dtype=np.uint8) if name in uint8 else spec
             for name, spec in endpoint.inputs.items()
@@ -65,24 +77,25 @@ class Program:
         self.place = weights.place
         self.batch_sizes = batch_sizes  # fewer when the device runs out of memory
         self.executables: dict[int, jax.stages.Compiled] = {}
-        self.key_impl = default_key_impl()
         self._endpoint = endpoint
         self._uint8 = uint8
         self._dtype = weights.dtype
         self._settings = settings
+        self._numerics = numerics
         self._lock = threading.Lock()
         self._pending: dict[int, Future[jax.stages.Compiled]] = {}
-        self._key_words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape[-1]
         self.weights = tuple(weights.all)  # those that the endpoint reads, once it is traced
         self.needs_keys = True
         self._kept = kept
         trace = None if kept is None else kept.trace()
         if trace is None:
-            trace = self._trace(weights)
+            with using(numerics):
+                trace = self._trace(weights)
             if kept is not None:
                 kept.keep_trace(trace)
         self.weights, self.needs_keys = trace.weights, trace.needs_keys
         self.outputs, self._strided = trace.outputs, trace.strided
+        self.captured_bytes = trace.captured_bytes
 
     @property
     def max_batch_size(self) -> int:
@@ -144,7 +157,8 @@ class Program:
         function = self._function(weights, num_rows)
         jitted = jax.jit(function, in_shardings=shardings, out_shardings=self.place.rows)
         options = cpu_options() if self.setting(size).fusion else None
-        lowered = jitted.lower(*placed, *rows)
+        with using(self._numerics):
+            lowered = jitted.lower(*placed, *rows)
         if self._kept is None:
             return lowered.compile(options)
         with without_compilation_cache():
@@ -161,15 +175,15 @@ class Program:
             given = iter(arguments)
             leaves = unread | dict(zip(self.weights, given, strict=False))
             if self.needs_keys:
-                keys = derived_keys(next(given), self.key_impl)
+                keys = derived_keys(next(given))
             else:
-                keys = jax.random.split(jax.random.key(0, impl=self.key_impl), size)
+                keys = jax.random.split(jax.random.key(0, impl=KEY_IMPL), size)
             inputs = {name: self._prepared(name, next(given)) for name in self.inputs}
             model = weights.rebuild([leaves[i] for i in weights.all])
-            outputs = self._endpoint.fn(model, keys, inputs, **self.options)
+            outputs = _by_name(self.name, self._endpoint.fn(model, keys, inputs, **self.options), size)
             if self._dtype is not None:
                 outputs = {name: _as_floating(value, jnp.float32) for name, value in outputs.items()}
-            return outputs
+            return outputs if self.place.on_cpu else {**outputs, **_finite(outputs)}
 
         return run
 
@@ -187,12 +201,14 @@ class Program:
             else:
                 scaled = scale(value)
             value = scaled.astype(spec.dtype)
-        return value if self._dtype is None else _as_floating(value, self._dtype)
+        if self._dtype is None or spec.shape == ():  # times, labels and sizes: 999 is not 1000
+            return value
+        return _as_floating(value, self._dtype)
 
     def _row_avals(self, size: int) -> list[jax.ShapeDtypeStruct]:
         avals = [jax.ShapeDtypeStruct((size, *s.shape), s.dtype) for s in self.inputs.values()]
         if self.needs_keys:
-            avals.insert(0, jax.ShapeDtypeStruct((size, self._key_words + 2), np.uint32))
+            avals.insert(0, jax.ShapeDtypeStruct((size, KEY_WORDS + 2), np.uint32))
         return avals
 
     def _trace(self, weights: Weights) -> Trace:
@@ -201,9 +217,20 @@ class Program:
         placed = weights.placed(weights.all)
         avals = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in placed] + self._row_avals(size)
         closed, shapes = jax.make_jaxpr(self._function(weights, size), return_shape=True)(*avals)
-        wrong = [name for name, value in shapes.items() if value.shape[:1] != (size,)]
-        if wrong:
-            raise InputError(f"{self.name}: outputs {wrong} have no leading batch axis")
+        shapes.pop(FINITE, None)
+        captured = sum(
+            math.prod(np.shape(constant)) * np.dtype(constant.dtype).itemsize
+            for program in _programs(closed)
+            for constant in program.consts
+            if hasattr(constant, "dtype")
+        )
+        if captured >= MANY_CAPTURED:
+            _log.warning(
+                "%s: %.1f MB of arrays are no part of the model: a function has closed over them, so they "
+                "become a part of each program; what is put in their place is not seen",
+                self.name,
+                captured / 1e6,
+            )
         read = {id(var) for var in closed.jaxpr.outvars}
         for equation in reversed(closed.jaxpr.eqns):
             if any(id(var) in read for var in equation.outvars):
@@ -213,7 +240,8 @@ class Program:
             weights=tuple(i for i in weights.all if is_read[i]),
             needs_keys=is_read[len(weights.all)],
             outputs={name: TensorSpec(value.shape[1:], value.dtype) for name, value in shapes.items()},
-            strided=_has_strided_convolution(closed.jaxpr),
+            strided=_is_mostly_strided(closed),
+            captured_bytes=captured,
         )
 
 
@@ -239,17 +267,90 @@ def _stand_in(leaf: Array) -> Array:
     return leaf if leaf.is_fully_addressable else jnp.zeros(leaf.shape, leaf.dtype)
 
 
-def _has_strided_convolution(jaxpr: Any) -> bool:
+def _by_name(endpoint: str, outputs: Any, num_rows: int) -> dict[str, Any]:
+    """What an endpoint returned, if that is arrays by name, of so many rows."""
+    if not isinstance(outputs, Mapping):
+        wrong = _described(outputs)
+    elif not outputs:
+        wrong = "none"
+    else:
+        wrong = ", ".join(
+            f"{name!r}: {_described(value)}"
+            for name, value in outputs.items()
+            if not isinstance(name, str) or not _is_array(value)
+        )
+    if wrong:
+        raise InputTypeError(
+            f"{endpoint}: expected the endpoint to return a dict of arrays by name, got {wrong}"
+        )
+    short = [f"{name} {value.shape}" for name, value in outputs.items() if value.shape[:1] != (num_rows,)]
+    if short:
+        raise InputError(
+            f"{endpoint}: outputs have no leading batch axis: "
+            f"expected {num_rows} rows, got {', '.join(short)}"
+        )
+    return dict(outputs)
+
+
+def _is_array(value: Any) -> bool:
+    is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return isinstance(value, jax.Array | np.ndarray) and not is_key
+
+
+def _described(value: Any) -> str:
+    return f"array of {value.dtype}" if isinstance(value, jax.Array) else type(value).__name__
+
+
+def _finite(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each row, whether all its numbers are finite, where any of them may not be."""
+    floating = [
+        value for value in outputs.values() if jnp.issubdtype(value.dtype, jnp.inexact) and value.ndim
+    ]
+    if not floating:
+        return {}
+    rows = [jnp.isfinite(value).reshape(len(value), -1).all(axis=1) for value in floating]
+    return {FINITE: functools.reduce(jnp.logical_and, rows)}
+
+
+def _programs(closed: Any) -> Iterator[Any]:
+    """A traced program, and those within it: of loops, of branches, and of compiled functions."""
     from jax.extend.core import ClosedJaxpr  # which imports Pallas
 
-    return any(
-        max(equation.params["window_strides"], default=1) > 1
-        if equation.primitive.name == "conv_general_dilated"
-        else any(
-            _has_strided_convolution(p.jaxpr) for p in equation.params.values() if isinstance(p, ClosedJaxpr)
-        )
-        for equation in jaxpr.eqns
-    )
+    yield closed
+    for equation in closed.jaxpr.eqns:
+        for parameter in equation.params.values():
+            for part in parameter if isinstance(parameter, tuple | list) else [parameter]:
+                if isinstance(part, ClosedJaxpr):
+                    yield from _programs(part)
+
+
+def _is_mostly_strided(closed: Any) -> bool:
+    """Whether strided convolutions are at least half of what a traced program multiplies.
+
+    One that only cuts pictures into the patches of a transformer is not: the library that is quick at strided
+    convolutions is slow at the products that follow (`benchmarks/kernels.py`).
+    """
+    strided = other = 0
+    for program in _programs(closed):
+        for equation in program.jaxpr.eqns:
+            flops = _flops(equation)
+            is_strided = max(equation.params.get("window_strides") or (), default=1) > 1
+            strided, other = (strided + flops, other) if is_strided else (strided, other + flops)
+    return strided > 0 and strided >= other
+
+
+def _flops(equation: Any) -> int:
+    """Multiplications and additions of a convolution or a matrix product."""
+    name = equation.primitive.name
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        features = equation.params["dimension_numbers"].rhs_spec[0]
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[features]
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+    return 0
 
 
 def _as_floating(value: Any, dtype: DTypeLike) -> Any:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from artifex.generative_models.core.endpoint import Endpoint
+from artifex.generative_models.core.endpoint import Endpoint, names_of
 from artifex.generative_models.inference import cache
 
 _log = logging.getLogger("artifex")
@@ -79,12 +79,10 @@ def tuning_name(
     That is the function's name, its inputs and options, the shapes and dtypes of the weights, not their
     values, the dtype of the computation, the kind and number of devices, and the version of jaxlib.
     """
-    function = endpoint.fn
     described = [
-        function.__module__,
-        getattr(function, "__qualname__", type(function).__qualname__),
+        *names_of(endpoint.fn),
         [(name, spec.shape, str(spec.dtype)) for name, spec in sorted(endpoint.inputs.items())],
-        sorted((name, repr(value)) for name, value in endpoint.options.items()),
+        sorted((name, repr(value)) for name, value in endpoint.defaults.items()),
         [(tuple(np.shape(leaf)), str(leaf.dtype)) for leaf in weights],
         None if dtype is None else str(jnp.dtype(dtype)),
         [devices[0].platform, devices[0].device_kind, len(devices), cores],

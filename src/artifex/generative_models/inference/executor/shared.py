@@ -19,7 +19,7 @@ from artifex.generative_models.inference.executor.settings import powers_up_to
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
-_shared: weakref.WeakKeyDictionary[Any, dict[Hashable, Executor]] = weakref.WeakKeyDictionary()
+_shared: dict[int, dict[Hashable, Executor]] = {}  # by the identity of the model: some are not hashable
 _shared_lock = threading.Lock()
 
 
@@ -33,7 +33,7 @@ def executor_for(
 ) -> Executor:
     """The executor that calls on the same model share, so that none compiles twice.
 
-    It lives as long as the model.
+    It lives as long as the model; a model that has no weak references, such as a dict, gets one of its own.
 
     Args:
         model: A model with endpoints; an executor is returned as it is.
@@ -47,7 +47,7 @@ def executor_for(
     batch_sizes = None if batch_size is None else powers_up_to(batch_size)
     settings = batch_size, mesh, shard_identity(shard), None if dtype is None else jnp.dtype(dtype)
     with _shared_lock:
-        executors = _shared.setdefault(model, {})
+        executors = _executors_of(model)
         if settings not in executors:
             executors[settings] = Executor(
                 model, mesh=mesh, shard=shard, batch_sizes=batch_sizes, dtype=dtype
@@ -58,4 +58,15 @@ def executor_for(
 def forget_executors(model: Model) -> None:
     """Has the next call on a model make a new executor, such as after tuning."""
     with _shared_lock:
-        _shared.pop(model, None)
+        _shared.pop(id(model), None)
+
+
+def _executors_of(model: Any) -> dict[Hashable, Executor]:
+    executors = _shared.get(id(model))
+    if executors is None:
+        try:
+            weakref.finalize(model, _shared.pop, id(model), None).atexit = False
+        except TypeError:
+            return {}
+        executors = _shared[id(model)] = {}
+    return executors

@@ -1,17 +1,17 @@
-"""A model's weights on the device, in flattened order, and how to put the model together again."""
+"""A model's weights on the device, in flattened order."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Hashable, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from artifex.generative_models.core.sharding import AxisNames
 from artifex.generative_models.inference.executor.placement import Placement
+from artifex.generative_models.inference.executor.source import Source, source_of
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -30,64 +30,73 @@ class Weights:
     def __init__(self, model: Any, place: Placement, dtype: DTypeLike | None):
         self.place = place
         self.dtype = dtype
-        names: list[AxisNames]
-        if _is_nnx(model):
-            from flax import nnx
+        self._take(source_of(model))
 
-            graphdef, state = nnx.split(model)
-            leaves, treedef = jax.tree.flatten(state)
-            variables = [variable for _, variable in nnx.to_flat_state(state)]
-            names = [variable.get_metadata().get("out_sharding") or () for variable in variables]
-            self._structure: Hashable = graphdef
-            self._read = _reader(variables)
-            self.rebuild = lambda leaves: nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
-        else:
-            leaves, treedef = jax.tree.flatten(model)
-            names = [()] * len(leaves)
-            self._structure = treedef
-            self._read = lambda which: list(map(jax.tree.leaves(model).__getitem__, which))
-            self.rebuild = lambda leaves: jax.tree.unflatten(treedef, leaves)
-        self.all = range(len(leaves))
-        self._shardings = [
-            place.weight_sharding(np.shape(leaf), axes) for leaf, axes in zip(leaves, names, strict=True)
-        ]
-        self._cells: list[tuple[Any, Any]] = [(None, None)] * len(leaves)  # (the user's array, ours)
+    def _take(self, source: Source) -> None:
+        everything = range(len(source.axes))
+        shapes = [np.shape(leaf) for leaf in source.read(everything)]
+        shardings = list(map(self.place.weight_sharding, shapes, source.axes))
+        # In one step, for others read meanwhile; of each: (the user's array, ours).
+        cells: list[tuple[Any, Any]] = [(None, None)] * len(shapes)
+        self._state = source, shardings, cells
+        self.all = everything
+
+    @property
+    def model(self) -> Any:
+        """The model that they are read from, if anybody else still has it."""
+        return self._state[0].model()
+
+    @property
+    def are_current(self) -> bool:
+        """Whether the model has the parts that it had when they were found in it."""
+        return self._state[0].is_current()
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers they are; the states of random number generators do not count."""
+        source = self._state[0]
+        leaves = source.read(self.all)
+        return sum(
+            leaf.size for leaf, is_random in zip(leaves, source.is_random, strict=True) if not is_random
+        )
+
+    def has_random_state(self, which: Sequence[int]) -> bool:
+        """Whether some of them are states of random number generators."""
+        return any(self._state[0].is_random[i] for i in which)
+
+    def rebuild(self, leaves: Sequence[Any]) -> Any:
+        """The model in evaluation mode, made of arrays in this order."""
+        return self._state[0].rebuild(leaves)
 
     def placed(self, which: Sequence[int]) -> list[Array]:
         """The weights as they are now; only those that were replaced since are placed again."""
-        cells = self._cells
-        current = self._read(which)
-        for i, leaf in zip(which, current, strict=True):
+        source, shardings, cells = self._state
+        for i, leaf in zip(which, source.read(which), strict=True):
             if cells[i][0] is not leaf:
-                cells[i] = leaf, self._placed(leaf, self._shardings[i])
+                cells[i] = leaf, self._placed(leaf, shardings[i])
         return [cells[i][1] for i in which]
 
-    def signature(self) -> Hashable:
+    def signature(self) -> Any:
         """What tells models apart that one executable does not fit."""
-        return self._structure, tuple((leaf.shape, leaf.dtype) for leaf in self.placed(self.all))
+        source = self._state[0]
+        return source.structure, tuple((leaf.shape, leaf.dtype) for leaf in self.placed(self.all))
+
+    def swap(self, other: Weights) -> None:
+        """Becomes the weights of another model, of the same signature."""
+        self._state, self.all = other._state, other.all
 
     def follow(self, build: Callable[[list[Any]], Any]) -> Any:
         """Builds an NNX module of the arrays as they are, and sees from now on what is replaced in it."""
-        from flax import nnx
-
-        module = build(self._read(self.all))
-        self._read = _reader([variable for _, variable in nnx.to_flat_state(nnx.state(module))])
+        source = self._state[0]
+        module = build(source.read(self.all))
+        followed = source_of(module)
+        changed = dataclasses.replace(
+            source, model=followed.model, read=followed.read, is_current=followed.is_current
+        )
+        self._state = changed, *self._state[1:]
         return module
 
     def _placed(self, leaf: Any, sharding: jax.sharding.Sharding) -> Array:
         if self.dtype is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             leaf = jnp.asarray(leaf, self.dtype)
         return self.place.put_weight(leaf, sharding)
-
-
-def _reader(variables: Sequence[Any]) -> Any:
-    readers = [variable.get_raw_value for variable in variables]
-    return lambda which: [readers[i]() for i in which]
-
-
-def _is_nnx(model: Any) -> bool:
-    if "flax.nnx" not in sys.modules:
-        return False  # importing it takes longer than all else that a warm start does
-    from flax import nnx
-
-    return isinstance(model, nnx.Module)
