@@ -16,7 +16,7 @@ import tensorstore as ts
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from artifex.generative_models.core import DeviceManager
+from artifex.generative_models.core import DeviceManager, checkpointing
 from artifex.generative_models.core.checkpointing import (
     load_checkpoint,
     save_checkpoint,
@@ -170,6 +170,28 @@ def test_dtype_casts_on_purpose_only(tmp_path: Path, model: VAE, saved: str, wan
         f"  {path}: model has {fact}, checkpoint has {fact.replace(wanted, saved)}"
         for path, fact in sorted(facts(other).items())
     ]
+
+
+def test_what_is_cast_is_read_in_small_groups(
+    tmp_path: Path, model: VAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, step1=model)
+    read: list[int] = []
+    restore = checkpointing._restore
+
+    def restoring(item_dir: Path, saved: Any, shardings: Any) -> Any:
+        arrays = restore(item_dir, saved, shardings)
+        read.append(sum(array.nbytes for array in arrays.values()))
+        return arrays
+
+    monkeypatch.setattr(checkpointing, "_restore", restoring)
+    monkeypatch.setattr(checkpointing, "_GROUP_BYTES", 2000)
+    restored, _ = load(tmp_path, template(), dtype=jnp.bfloat16)
+    assert same_bits(restored, in_dtype(model, jnp.bfloat16))
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model))]
+    assert sum(read) == sum(sizes)
+    assert max(read) <= max(2000, *sizes)
+    assert len(read) < len(sizes)
 
 
 def test_dtype_leaves_integers_alone(tmp_path: Path) -> None:

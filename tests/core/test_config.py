@@ -162,3 +162,32 @@ def test_the_largest_config_costs_no_memory() -> None:
     largest = {"input_shape": [2**14] * 3, "latent_dim": 2**16, "encoder_features": [2**16]}
     state = nnx.state(abstract_model("vae", largest))
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) > 2**50
+
+
+class Layers(nnx.Module):
+    def __init__(self, depth: int, *, rngs: nnx.Rngs):
+        self.layers = [nnx.Linear(1, 1, rngs=rngs) for _ in range(depth)]  # which Flax refuses
+
+
+class Fixed(nnx.Module):
+    def __init__(self, depth: int):
+        self.depth = depth
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (f"{__name__}:Layers", "Layers of family 'other' cannot be made: ValueError: "),
+        (f"{__name__}:Fixed", "Fixed of family 'other': its constructor takes no rngs"),
+        (f"{__name__}:Missing", "family 'other' cannot be imported: AttributeError: "),
+        ("no_such_module:Missing", "family 'other' cannot be imported: ModuleNotFoundError: "),
+    ],
+)
+def test_families_that_fail_say_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, target: str, message: str
+) -> None:
+    added = EntryPoint("other", target, "artifex.models")
+    monkeypatch.setattr(config, "_table", lambda: {"other": added})
+    with pytest.raises(ConfigError, match=message) as error:
+        abstract_model("other", {"depth": 2})
+    assert "\n" not in str(error.value)

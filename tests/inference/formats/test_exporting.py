@@ -13,7 +13,7 @@ from flax import nnx
 from forked import Python
 from shared import decode, encode
 
-from artifex import __version__
+from artifex import Endpoint, TensorSpec, __version__
 from artifex.generative_models.core.checkpointing import (
     load_checkpoint,
     save_checkpoint,
@@ -159,6 +159,21 @@ def test_facts_without_a_form_in_json(
         export(model, tmp_path / "export", **facts)
     assert load_exported_model(tmp_path / "export")[2]["final_loss"] == 0.5
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_model_whose_function_has_closed_over_weights(tmp_path: Path) -> None:
+    table = np.ones((4, 10_000), np.float32)
+
+    class Lookup(nnx.Module):
+        config: dict[str, Any] = {}  # noqa: RUF012 - of the class, as it has no arguments
+
+        def endpoints(self) -> dict[str, Endpoint]:
+            row = TensorSpec((4,), np.float32)
+            return {"run": Endpoint(lambda model, keys, inputs: {"y": inputs["x"] @ table}, {"x": row})}
+
+    with pytest.raises(ExportError, match=r"run: its function has closed over 0\.2 MB of arrays"):
+        export(Lookup(), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_of_no_family(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+import artifex
 from artifex.generative_models.core import DeviceManager
 from artifex.generative_models.core.checkpointing import save_checkpoint, setup_checkpoint_manager
 from artifex.generative_models.core.errors import (
@@ -149,10 +150,17 @@ def test_files_that_cannot_be_read(copy: Path, name: str, content: bytes | None,
 WRONG = {
     "model_type": [..., None, 1, ["vae"]],
     "step": [..., None, "5", 5.0, True],
-    "training_steps": [..., None, "many", 1.5, False],
-    "final_loss": [..., None, "low", [1.0], True],
+    "training_steps": ["many", 1.5, False],
+    "final_loss": ["low", [1.0], True],
     "image_range": [..., None, "01", {"low": 0}],
 }
+
+
+def test_facts_of_the_training_may_be_unknown(copy: Path, model: VAE, tmp_path: Path) -> None:
+    spoil(copy / "metadata.json", training_steps=..., final_loss=None)
+    assert_same_weights(load_exported_model(copy)[0], model)
+    metadata = load_exported_model(export_model(model, tmp_path / "unknown", step=3))[2]
+    assert metadata.keys().isdisjoint({"training_steps", "final_loss"})
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in WRONG for value in WRONG[name]])
@@ -268,3 +276,23 @@ def test_a_cached_pipeline_is_of_the_step_asked_for_each_time(copy: Path, model:
                 np.testing.assert_array_equal(leaf, expected)
     with pytest.raises(CheckpointNotFoundError):
         load_pipeline(copy, step=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("checkpoint_100", "weights that Flax wrote as msgpack .*msgpack_restore"),
+        ("model.safetensors", "safetensors weights .*load_file"),
+        ("pytorch_model.bin", "PyTorch weights .*convert"),
+        ("notes.txt", "no export; a directory of checkpoints becomes one by `artifex export`"),
+    ],
+)
+def test_what_is_no_export_is_told(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).touch()
+    for load in (load_exported_model, artifex.load):
+        with pytest.raises(ConfigError, match=words):
+            load(tmp_path)
+    with pytest.raises(ConfigError, match=f"{name} is a file, not an export"):
+        load_exported_model(tmp_path / name)
+    with pytest.raises(CheckpointNotFoundError, match=f"no checkpoint directory at .*{name}"):
+        load_model_for_inference(tmp_path / name, {"input_shape": [8, 8, 1], "latent_dim": 4})

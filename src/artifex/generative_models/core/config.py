@@ -16,7 +16,12 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from artifex.generative_models.core.errors import ConfigError, UnknownModelTypeError
+from artifex.generative_models.core.errors import (
+    ArtifexError,
+    ConfigError,
+    UnknownModelTypeError,
+    in_one_line,
+)
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -86,23 +91,29 @@ def model_type_of(model: nnx.Module) -> str:
 def abstract_model(model_type: str, config: Mapping[str, Any]) -> nnx.Module:
     """A model with the structure that a config describes and no weights: shapes and dtypes alone.
 
+    It is in evaluation mode.
+
     Args:
         model_type: Name of an installed family.
         config: Arguments of its constructor, `rngs` left out.
 
     Raises:
         UnknownModelTypeError: No such family; lists those there are.
-        ConfigError: An argument is unknown, missing or unusable.
+        ConfigError: An argument is unknown, missing or unusable, or the constructor fails.
     """
     entry_point = _table().get(model_type)
     if entry_point is None:
         raise UnknownModelTypeError(
             f"unknown model_type {model_type!r}; installed are {', '.join(model_types())}"
         )
-    cls = entry_point.load()
+    try:
+        cls = entry_point.load()
+    except Exception as error:  # of the family's own code, whatever it is
+        raise ConfigError(f"family '{model_type}' cannot be imported: {in_one_line(error)}") from error
     parameters = dict(inspect.signature(cls.__init__).parameters)
-    for given in ("self", "rngs"):
-        del parameters[given]
+    del parameters["self"]
+    if parameters.pop("rngs", None) is None:
+        raise ConfigError(f"{cls.__name__} of family '{model_type}': its constructor takes no rngs")
     unknown = config.keys() - parameters.keys()
     required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
     missing = required - config.keys()
@@ -113,7 +124,16 @@ def abstract_model(model_type: str, config: Mapping[str, Any]) -> nnx.Module:
         )
     from flax import nnx  # a warm start does without
 
-    return nnx.eval_shape(lambda: cls(**config, rngs=nnx.Rngs(0)))
+    try:
+        model = nnx.eval_shape(lambda: cls(**config, rngs=nnx.Rngs(0)))
+    except ArtifexError:
+        raise
+    except Exception as error:  # of the family's own code, whatever it is
+        raise ConfigError(
+            f"{cls.__name__} of family '{model_type}' cannot be made: {in_one_line(error)}"
+        ) from error
+    model.eval()
+    return model
 
 
 @cache

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from artifex import __version__
 from artifex.generative_models.core.config import model_type_of, write_json
+from artifex.generative_models.core.directories import local_path
 from artifex.generative_models.core.endpoint import ExportableModel
 from artifex.generative_models.core.errors import ExportError, InputTypeError
+from artifex.generative_models.inference.executor.program import MANY_CAPTURED
+from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.formats.loading import check_image_range
 
 if TYPE_CHECKING:
@@ -30,8 +33,8 @@ def export_model(
     export_dir: str | PathLike[str],
     *,
     step: int,
-    training_steps: int,
-    final_loss: float,
+    training_steps: int | None = None,
+    final_loss: float | None = None,
     image_range: Sequence[float] = (0.0, 1.0),
     **metadata: Any,
 ) -> Path:
@@ -44,8 +47,8 @@ def export_model(
         model: A model of an installed family.
         export_dir: Where to write. An export that is there is replaced; anything else is refused.
         step: Name of the checkpoint, from 0.
-        training_steps: How many steps the model was trained for.
-        final_loss: Loss at the end of training; finite.
+        training_steps: How many steps the model was trained for, where that is known.
+        final_loss: Loss at the end of training, where that is known; finite.
         image_range: Range of the model's pixel values, (0, 1) or (-1, 1).
         **metadata: More facts for `metadata.json`: dataset, licence, measured quality.
 
@@ -56,7 +59,9 @@ def export_model(
         InputTypeError: The model has no `endpoints()` or no `config`.
         UnknownModelTypeError: The model's class is no installed family.
         ConfigError: A fact has no form in JSON.
-        ExportError: Something that is not an export stands at `export_dir`.
+        InputError: `export_dir` is an address, such as gs://bucket/model.
+        ExportError: Something that is not an export stands at `export_dir`; or an endpoint has closed over
+            arrays that are no part of the model, so that an export would lack them.
     """
     from artifex.generative_models.core.checkpointing import (  # importing it imports Flax and Orbax
         save_checkpoint,
@@ -67,14 +72,15 @@ def export_model(
         raise InputTypeError(
             f"{type(model).__name__} has no endpoints() and config; both are needed to export it"
         )
-    target = Path(export_dir).expanduser().absolute()
+    target = local_path(export_dir).absolute()
     if os.path.lexists(target) and not (target / "metadata.json").is_file():
         raise ExportError(f"{target} exists and is not an export; remove it or choose another name")
+    _refuse_captured_weights(model)
+    known = {"training_steps": training_steps, "final_loss": final_loss}
     facts = {
         "model_type": model_type_of(model),
         "step": step,
-        "training_steps": training_steps,
-        "final_loss": final_loss,
+        **{name: value for name, value in known.items() if value is not None},
         "image_range": list(check_image_range(image_range)),
         **metadata,
         "versions": {
@@ -98,6 +104,17 @@ def export_model(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _refuse_captured_weights(model: ExportableModel) -> None:
+    executor = executor_for(model)
+    for name in executor.endpoints:
+        captured = executor.captured_bytes(name)
+        if captured >= MANY_CAPTURED:
+            raise ExportError(
+                f"{name}: its function has closed over {captured / 1e6:.1f} MB of arrays that are no part of "
+                "the model, so an export would lack them; keep them in attributes of the model"
+            )
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:

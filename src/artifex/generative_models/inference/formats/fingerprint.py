@@ -17,19 +17,12 @@ import jax
 import jaxlib
 
 from artifex import __version__
+from artifex.generative_models.core.numerics import numerics
 
 Stat = list[int]  # bytes, nanoseconds of the last change of content and of anything, inode
 
 _STARTED = time.time_ns()
 _PREFIXES = ("JAX_", "XLA_", "TF_XLA_", "LIBTPU_")
-_SETTINGS = (  # of JAX, that shape what is traced
-    "jax_enable_x64",
-    "jax_default_prng_impl",
-    "jax_threefry_partitionable",
-    "jax_default_matmul_precision",
-    "jax_numpy_dtype_promotion",
-    "jax_numpy_rank_promotion",
-)
 
 
 def stat_of(path: str | Path) -> Stat | None:
@@ -73,7 +66,7 @@ def environment(device: jax.Device) -> list[Any]:
         [len(jax.devices()), jax.process_count(), jax.process_index()],
         [os.cpu_count(), len(os.sched_getaffinity(0)) if sys.platform == "linux" else None, _cpu()],
         sorted(item for item in os.environ.items() if item[0].startswith(_PREFIXES)),
-        [str(getattr(jax.config, name)) for name in _SETTINGS],
+        [str(value) for value in numerics().values()],
     ]
 
 

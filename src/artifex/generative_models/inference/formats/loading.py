@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from artifex.generative_models.core.config import abstract_model, read_json
+from artifex.generative_models.core.directories import foreign_weights, local_path
 from artifex.generative_models.core.errors import ConfigError
 from artifex.generative_models.core.sharding import WeightLayout
 
@@ -24,10 +25,9 @@ _log = logging.getLogger("artifex")
 _METADATA_TYPES: dict[str, tuple[type, ...]] = {
     "model_type": (str,),
     "step": (int,),
-    "training_steps": (int,),
-    "final_loss": (int, float),
     "image_range": (list,),
 }
+_OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {"training_steps": (int,), "final_loss": (int, float)}
 
 
 def load_model_for_inference(
@@ -36,6 +36,7 @@ def load_model_for_inference(
     *,
     model_type: str = "vae",
     step: int | None = None,
+    item: str | None = None,
     dtype: DTypeLike | None = None,
     sharding: jax.sharding.Sharding | WeightLayout | None = None,
 ) -> Any:
@@ -49,6 +50,7 @@ def load_model_for_inference(
         config: Arguments of the model's constructor, `rngs` left out.
         model_type: Name of an installed family.
         step: Training step; `None` takes the latest.
+        item: Name of the item that holds the model, as for `load_checkpoint`.
         dtype: Casts floating-point weights.
         sharding: Where the weights go, all or each; `None` is the default device.
 
@@ -68,7 +70,9 @@ def load_model_for_inference(
     template = abstract_model(model_type, config)
     manager, path = setup_checkpoint_manager(checkpoint_dir, create=False)
     with manager:
-        model, restored_step = load_checkpoint(manager, template, step, dtype=dtype, sharding=sharding)
+        model, restored_step = load_checkpoint(
+            manager, template, step, item=item, dtype=dtype, sharding=sharding
+        )
     _log.info("loaded %s from %s, step %s", model_type, path, restored_step)
     return model
 
@@ -120,11 +124,17 @@ def read_metadata(export_dir: Path) -> dict[str, Any]:
     """Reads and checks an export's `metadata.json`.
 
     Raises:
-        ConfigError: It is missing, or a fact is missing or of the wrong type.
+        ConfigError: It is missing, and then what is there instead, or a fact is missing or of the wrong type.
     """
     path = export_dir / "metadata.json"
+    if not path.is_file():
+        found = foreign_weights(export_dir) or (
+            "a directory of checkpoints becomes one by `artifex export` or `export_model`"
+        )
+        raise ConfigError(f"cannot read {path}: there is none, so this is no export; {found}")
     metadata = read_json(path)
-    for name, types in _METADATA_TYPES.items():
+    given = {name: types for name, types in _OPTIONAL_TYPES.items() if metadata.get(name) is not None}
+    for name, types in (_METADATA_TYPES | given).items():
         value = metadata.get(name)
         if not isinstance(value, types) or isinstance(value, bool):
             wanted = " or ".join(t.__name__ for t in types)
@@ -158,11 +168,15 @@ def find_model(name_or_dir: str | PathLike[str]) -> Path:
 
     Raises:
         ConfigError: There is neither; lists the bundled models.
+        InputError: It is an address, such as gs://bucket/model.
     """
     name = str(name_or_dir)
     if re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) and name in bundled_models():
         return _zoo() / name
-    path = Path(name_or_dir).expanduser()
+    path = local_path(name_or_dir)
+    if path.is_file():
+        found = foreign_weights(path) or "a model is a directory"
+        raise ConfigError(f"{path} is a file, not an export; {found}")
     if not path.is_dir():
         raise ConfigError(
             f"no model {name!r}: neither a directory nor a bundled model ({', '.join(bundled_models())})"

@@ -17,7 +17,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ import numpy as np
 
 from artifex.generative_models.core.config import abstract_model
 from artifex.generative_models.core.devices import DeviceManager
-from artifex.generative_models.core.endpoint import Endpoint
+from artifex.generative_models.core.directories import real_path
+from artifex.generative_models.core.endpoint import Endpoint, Option, asking, names_of
 from artifex.generative_models.inference import cache
 from artifex.generative_models.inference.executor.kept import (
     KeptPrograms,
@@ -75,7 +76,7 @@ class Snapshot:
     """
 
     def __init__(self, export_dir: Path, dtype: DTypeLike | None = None, step: int | None = None):
-        self._dir = export_dir.resolve()
+        self._dir = real_path(export_dir)
         self.device = DeviceManager().default_device
         self._stats = fingerprint.stats_under(self._dir)
         depends_on = [
@@ -107,9 +108,9 @@ class Snapshot:
         merge = functools.cache(lambda: _merge(model_type, config))
         endpoints = {
             name: Endpoint(
-                _rebuilding(merge, name, kept["module"], kept["qualname"]),
+                _rebuilding(merge, asking(name, kept["module"], kept["qualname"])),
                 {input_name: spec_of(spec) for input_name, spec in kept["inputs"].items()},
-                kept["options"],
+                {option: _option(facts) for option, facts in kept["options"].items()},
                 kept["doc"],
             )
             for name, kept in self._record["endpoints"].items()
@@ -172,28 +173,32 @@ def _merge(model_type: str, config: Mapping[str, Any]) -> Callable[[list[Any]], 
 
 
 def _rebuilding(
-    merge: Callable[[], Callable[[list[Any]], Any]], name: str, module: str, qualname: str
+    merge: Callable[[], Callable[[list[Any]], Any]], ask: Callable[..., dict[str, Any]]
 ) -> Callable[..., dict[str, Any]]:
     """The function of an endpoint, of flat weights instead of the model; it goes by the same name."""
 
     def fn(leaves: list[Any], keys: Any, inputs: Any, **options: Any) -> dict[str, Any]:
-        model = merge()(leaves)
-        return model.endpoints()[name].fn(model, keys, inputs, **options)
+        return ask(merge()(leaves), keys, inputs, **options)
 
-    fn.__module__, fn.__qualname__ = module, qualname
+    fn.__module__, fn.__qualname__ = names_of(ask)
     return fn
+
+
+def _option(facts: dict[str, Any]) -> Option:
+    choices = facts["choices"]
+    return Option(**{**facts, "choices": None if choices is None else tuple(choices)})
 
 
 def _described(endpoint: Endpoint) -> dict[str, Any] | None:
     """An endpoint as JSON; None where an option has no form there."""
-    if not all(value is None or isinstance(value, str | int | float) for value in endpoint.options.values()):
+    if not all(value is None or isinstance(value, str | int | float) for value in endpoint.defaults.values()):
         return None
-    function: Any = endpoint.fn
+    module, qualname = names_of(endpoint.fn)
     return {
-        "module": function.__module__,
-        "qualname": getattr(function, "__qualname__", type(function).__qualname__),
+        "module": module,
+        "qualname": qualname,
         "inputs": {name: described_spec(spec) for name, spec in endpoint.inputs.items()},
-        "options": dict(endpoint.options),
+        "options": {name: asdict(option) for name, option in endpoint.options.items()},
         "doc": endpoint.doc,
     }
 
