@@ -1,4 +1,5 @@
 import io
+import math
 import struct
 import threading
 import zlib
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from shared import TIMEOUT
 
 from artifex.generative_models.core import Endpoint, TensorSpec
@@ -136,9 +138,20 @@ def bomb(width: int, height: int) -> bytes:
         (bomb(10_000, 10_000), "more than 89,478,485 pixels"),
         (bomb(2**31 - 1, 2**31 - 1), "more than 89,478,485 pixels"),
         (bomb(7, 6), "7 x 6 pixels where the model takes 7 x 5"),
-        (bomb(5, 7), "5 x 7 pixels where the model takes 7 x 5"),
+        (bomb(5, 7), "not a picture that can be read"),
     ],
-    ids=["empty", "text", "EPS", "a header", "cut", "no pixels", "bomb", "larger bomb", "high", "narrow"],
+    ids=[
+        "empty",
+        "text",
+        "EPS",
+        "a header",
+        "cut",
+        "no pixels",
+        "bomb",
+        "larger bomb",
+        "high",
+        "on its side",
+    ],
 )
 @pytest.mark.parametrize("resize", [False, True])
 def test_what_is_no_picture_is_refused_by_name(contents: bytes, message: str, resize: bool) -> None:
@@ -175,7 +188,7 @@ def test_pictures_stand_on_a_grid_row_by_row(
     columns: int | None, size: tuple[int, int], chunks: list[int]
 ) -> None:
     pictures = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
-    grid = PictureGrid(pictures.shape, columns)
+    grid = PictureGrid(pictures.shape, columns, scale=1)
     for part in np.split(pictures, np.cumsum(chunks)[:-1]):
         grid.add(part)
     assert grid.canvas.shape == (6 * size[0] - 2, 6 * size[1] - 2, 3)
@@ -192,6 +205,38 @@ def test_pictures_stand_on_a_grid_row_by_row(
 def test_a_grid_is_about_square(shape: tuple[int, ...], aspect: float) -> None:
     height, width, _ = PictureGrid(shape).canvas.shape
     assert 1 / aspect < height / width < aspect
+
+
+@pytest.mark.parametrize(
+    ("shape", "columns", "scale", "width"),
+    [
+        ((16, 28, 28, 1), None, None, 4 * (5 * 28 + 2) - 2),  # at least 512
+        ((2, 8, 8, 3), None, None, 2 * (32 * 8 + 2) - 2),
+        ((4, 64, 64, 3), 4, None, 4 * (64 + 2) - 2),
+        ((16, 28, 28, 1), 4, 2, 4 * (2 * 28 + 2) - 2),
+        ((1, 3, 3, 1), None, None, 3),
+        ((1, 3, 3, 1), None, 4, 12),
+        ((2, 3, 3, 1), None, None, 2 * (86 * 3 + 2) - 2),
+    ],
+)
+def test_small_pictures_are_shown_large(shape, columns, scale, width) -> None:
+    grid = PictureGrid(shape, columns, scale=scale)
+    pictures = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    grid.add(pictures)
+    assert grid.canvas.shape[1] == width
+    times = (width + 2) // (columns or math.ceil(math.sqrt(shape[0]))) // shape[2]
+    first = grid.canvas[: times * shape[1] : times, : times * shape[2] : times]
+    np.testing.assert_array_equal(first, pictures[0])
+
+
+def test_rows_of_a_grid_have_labels() -> None:
+    plain = PictureGrid((4, 56, 28, 3), 2, scale=4)
+    grid = PictureGrid((4, 56, 28, 3), 2, scale=4, labels=("original", "reconstruction"))
+    margin = grid.canvas.shape[1] - plain.canvas.shape[1]
+    assert margin > 40
+    top, bottom = np.split(grid.canvas[: 4 * 56, :margin], 2)
+    assert all((part < 128).any() for part in (top, bottom))  # words
+    np.testing.assert_array_equal(grid.canvas[:, margin:], plain.canvas)
 
 
 def test_a_grid_that_others_could_not_open_is_refused() -> None:
@@ -261,3 +306,64 @@ def test_pictures_alone_take_uint8() -> None:
         "z": None,
         "temperature": None,
     }
+
+
+def saved(image, path, **settings):
+    image.save(path, **settings)
+    return path
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    levels = np.array([[0, 257], [32896, 65535]], np.uint16)
+    path = saved(Image.fromarray(levels), tmp_path / "x.png")
+    np.testing.assert_array_equal(decode_picture(path, (2, 2, 1))[..., 0], [[0, 1], [128, 255]])
+    np.testing.assert_array_equal(decode_picture(path, (2, 2, 3))[..., 2], [[0, 1], [128, 255]])
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    path = saved(Image.fromarray(np.ones((2, 2), np.float32)), tmp_path / "x.tif")
+    with pytest.raises(InputError, match=r"floating-point pixels have no range; pass a \.npy array"):
+        decode_picture(path, (2, 2, 1))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_pictures_are_turned_as_their_camera_says(tmp_path, orientation):
+    upright = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    turns = {1: 0, 3: 2, 6: 1, 8: 3}[orientation]  # counter-clockwise, from upright to how it is stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(
+        Image.fromarray(np.ascontiguousarray(np.rot90(upright, turns))), tmp_path / "x.png", exif=exif
+    )
+    np.testing.assert_array_equal(decode_picture(path, (2, 3, 1))[..., 0], upright)
+    with pytest.raises(InputError, match="3 x 2 pixels where the model takes 2 x 3"):
+        decode_picture(path, (3, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "size"),
+    [
+        ((16, 28, 28, 1), {}, (5 * 4 * 28 + 6, 5 * 4 * 28 + 6)),
+        ((16, 64, 64, 3), {}, (4 * 64 + 6, 4 * 64 + 6)),
+        ((2, 8, 8, 1), {"scale": 3, "columns": 2}, (24, 50)),
+    ],
+)
+def test_small_pictures_make_large_grids(shape, settings, size):
+    grid = PictureGrid(shape, **settings)
+    grid.add(np.zeros(shape, np.uint8))
+    assert grid.canvas.shape[:2] == size
+
+
+def test_rows_of_a_grid_are_labelled():
+    grid = PictureGrid((2, 16, 8, 1), 2, labels=("original", "reconstruction"))
+    grid.add(np.zeros((2, 16, 8, 1), np.uint8))
+    margin = grid.canvas[:, : grid.canvas.shape[1] - 2 * 8 * 32 - 2, 0]
+    dark = (margin < 128).any(axis=1)
+    half = len(dark) // 2
+    assert dark[:half].any()
+    assert dark[half:].any()
+
+
+def test_a_grid_is_no_wider_than_its_pictures() -> None:
+    for count, width in ((1, 4), (2, 10)):
+        assert PictureGrid((count, 40, 4, 1), scale=1).canvas.shape == (40, width, 1)

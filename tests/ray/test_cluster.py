@@ -45,6 +45,18 @@ def test_an_address_that_is_none(address: str, connected: bool, monkeypatch: pyt
         join(address)
 
 
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_ray_of_another_version_is_not_passed_over(address: str | None, monkeypatch: pytest.MonkeyPatch):
+    def init(**settings: object) -> None:
+        cluster, ours = ({"ray_version": v, "python_version": "3.11.0"} for v in ("2.40.0", "2.50.0"))
+        raise RuntimeError(f"Version mismatch: The cluster was started with:\n  {cluster}\nThis: {ours}")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(import_ray(), "init", init)
+    with pytest.raises(InputError, match=r"of another version: .*2\.40\.0.*2\.50\.0"):
+        join(address)
+
+
 def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)

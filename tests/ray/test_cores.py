@@ -39,6 +39,34 @@ def test_claims_do_not_overlap_and_end():
     assert other_process(len(before), before) == before
 
 
+OTHERS = ["a link", "open to others", "a file", "a link within"]
+
+
+@pytest.mark.usefixtures("_own_claims")
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_others_put_in_the_place_of_claims_is_not_written_to(tmp_path, other):
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o700)
+    (victim / "0").write_text("precious")
+    claims = tmp_path / f"artifex-cores-{os.getuid()}"
+    if other == "a link":
+        claims.symlink_to(victim)
+    elif other == "open to others":
+        claims.mkdir()
+        claims.chmod(0o777)
+    elif other == "a file":
+        claims.write_text("precious")
+    else:
+        claims.mkdir(mode=0o700)
+        for core in os.sched_getaffinity(0):
+            (claims / str(core)).symlink_to(victim / "0")
+    before = os.sched_getaffinity(0)
+    with claimed_cores(1):
+        assert os.sched_getaffinity(0) == before
+    assert [path.name for path in victim.iterdir()] == ["0"]
+    assert (victim / "0").read_text() == "precious"
+
+
 def other_process(count: int, before: set[int]) -> set[int]:
     """The cores that another process gets, which then dies with its claim."""
     code = f"""

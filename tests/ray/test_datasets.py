@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from distributed_ray import RAY_WARNS, kill_a_worker, wait_until
+from distributed_ray import RAY_WARNS, kill_a_worker, wait_until, workers
 from PIL import Image
 from ray import get_runtime_context
 from served import START_SECONDS
 
-from artifex.generative_models.core.errors import ConfigError, InputError
+from artifex.generative_models.core.errors import ConfigError, InputError, OutputError
 from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference import InferencePipeline
 from artifex.ray import encode_dataset, generate_dataset
@@ -111,6 +111,14 @@ def blocked(folder: Path, number: int) -> bytes:
     return contents
 
 
+def is_read(path: Path) -> bool:
+    """Whether somebody waits at a pipe; it is told nothing."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        return True
+    return False
+
+
 def unblock(folder: Path, number: int, contents: bytes, kill: Callable[[], None]) -> None:
     """Waits until somebody waits at the pipe, has it killed, and puts the picture back."""
     path = folder / f"{number:03}.png"
@@ -146,6 +154,31 @@ def test_a_killed_actor_loses_and_repeats_no_row(
         encode_dataset(tiny, folder, tmp_path / "out", **SHARDS)
         unblocked.result()
     np.testing.assert_array_equal(read(tmp_path / "out", "mean"), latents)
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_its_process_is_left_out_and_named(
+    ray: object, tiny: Path, tmp_path: Path, small: np.ndarray, latents: np.ndarray
+):
+    folder, output = pictures_folder(tmp_path / "files", small), tmp_path / "out.npy"
+    contents = blocked(folder, 44)
+    picture, killed = folder / "044.png", []
+
+    def kill_those_who_read() -> None:
+        while len(killed) < 3:
+            wait_until(lambda: workers() and is_read(picture))
+            kill_a_worker()
+            killed.append(None)
+
+    with ThreadPoolExecutor(1) as threads:
+        killing = threads.submit(kill_those_who_read)
+        with pytest.raises(OutputError, match=r"rows 40 to 47 are missing: .* ended 3 times"):
+            encode_dataset(tiny, folder, output, **SHARDS)
+        killing.result()
+    picture.unlink()
+    picture.write_bytes(contents)
+    assert encode_dataset(tiny, folder, output, resume=True, **SHARDS)["resumed_at"] == 62
+    np.testing.assert_array_equal(np.load(output), latents)
 
 
 DRIVER = """

@@ -104,6 +104,9 @@ def _join(ray: ModuleType, address: str, *, must: bool) -> bool:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
+            if "version mismatch" in str(error).lower():
+                versions = " ".join(str(error).split())
+                raise InputError(f"the Ray at {address} is of another version: {versions}") from error
             if must:
                 raise InputError(f"no Ray answers at {address}; {_REMEDY}") from error
         else:

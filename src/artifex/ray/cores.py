@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -12,6 +13,8 @@ from typing import BinaryIO
 
 if sys.platform != "win32":
     import fcntl
+
+_log = logging.getLogger("artifex")
 
 
 @contextlib.contextmanager
@@ -26,10 +29,13 @@ def claimed_cores(count: int) -> Iterator[None]:
     before = os.sched_getaffinity(0)
     with contextlib.ExitStack() as stack:
         taken: set[int] = set()
-        for core in sorted(before):
-            if len(taken) < count and (lock := _lock(core)) is not None:
-                stack.enter_context(lock)
-                taken.add(core)
+        folder = _folder()
+        if folder is not None:
+            stack.callback(os.close, folder)
+            for core in sorted(before):
+                if len(taken) < count and (lock := _lock(folder, core)) is not None:
+                    stack.enter_context(lock)
+                    taken.add(core)
         if len(taken) < count:
             stack.close()
             taken = before
@@ -40,10 +46,33 @@ def claimed_cores(count: int) -> Iterator[None]:
             _keep_to(before)
 
 
-def _lock(core: int) -> BinaryIO | None:
-    folder = Path(tempfile.gettempdir()) / f"artifex-cores-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    file = (folder / str(core)).open("wb")
+def _folder() -> int | None:
+    """The folder of this user's claims, opened; None if what has its name is not that.
+
+    Everybody may write beside it: a folder of another user, or a link, would have us write where they choose.
+    """
+    path = Path(tempfile.gettempdir()) / f"artifex-cores-{os.getuid()}"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        _log.warning("cores are not claimed: %s", error)
+        return None
+    status = os.fstat(folder)
+    if status.st_uid == os.getuid() and not status.st_mode & 0o077:
+        return folder
+    os.close(folder)
+    _log.warning("cores are not claimed: %s belongs to somebody else, or is open to others", path)
+    return None
+
+
+def _lock(folder: int, core: int) -> BinaryIO | None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    try:
+        file = os.fdopen(os.open(str(core), flags, 0o600, dir_fd=folder), "r+b")
+    except OSError as error:
+        _log.warning("core %d is not claimed: %s", core, error)
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.errors import InputError, OutputError
 from artifex.generative_models.inference.offline.parts import Parts, open_parts
 from artifex.generative_models.inference.offline.progress import track_rows
 from artifex.ray.cluster import import_ray, joined, name_everywhere, require
@@ -35,6 +35,7 @@ from artifex.ray.worker import Facts, Setup, Task, Worker, describe
 _SHARD_ROWS = 8192
 _SHARD_BYTES = 64 << 20
 _SHARDS = 32  # at least, where there are enough rows: so that many actors end together
+_TRIES = 3  # of a shard whose process ends
 _IN_FLIGHT = 2  # shards that an actor has: one under way, one that waits
 
 
@@ -77,7 +78,8 @@ def encode_dataset(
 
     Returns:
         `output`; `rows`, and how many of them were there already (`resumed_at`); `num_actors`;
-        `start_seconds` until the first shard began, `seconds` from then on, and `rows_per_second`.
+        `start_seconds` until the first shard began, `seconds` from then on, and `rows_per_second`; where
+        folders of pictures hold something else, `left_out` says what.
 
     Raises:
         InputError: No Ray at the address, or it is not installed; no rows, or ones that do not fit the model.
@@ -93,7 +95,9 @@ def encode_dataset(
         inputs, identity = given.pinned(pictures), pictures.identity()
         with job.output(output, len(pictures), "mean", {"images": identity}, resume=resume) as out:
             task = Task(job.model.identity, out.place, inputs, identity)
-            return job.run(task, out, begun, progress=progress)
+            facts = job.run(task, out, begun, progress=progress)
+    left_out = getattr(pictures, "left_out", "")
+    return {**facts, "left_out": left_out} if left_out else facts
 
 
 def generate_dataset(
@@ -112,6 +116,7 @@ def generate_dataset(
     address: str | None = None,
     resume: bool = False,
     progress: bool = False,
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Draws samples, on many processes or machines; sample i depends on the seed and on i alone.
 
@@ -122,24 +127,27 @@ def generate_dataset(
         seed: From 0.
         temperature: Standard deviation of the prior's noise, from 0.
         batch_size: As for `encode_dataset`, and so are the others.
+        given: More inputs of the endpoint, such as a label, for all samples or one a sample; and options.
+            JSON takes them.
 
     Returns:
         As for `encode_dataset`.
 
     Raises:
-        InputError: No samples, a negative temperature, or as for `encode_dataset`.
+        InputError: No samples, a negative temperature, something given that the endpoint does not take, or
+            as for `encode_dataset`.
         ConfigError, CheckpointError, OutputError, OSError: As for `encode_dataset`.
     """
     begun = time.perf_counter()
     if num_samples < 1:
         raise InputError(f"num_samples: expected at least 1, got {num_samples}")
     setup = Setup(name_everywhere(model), "generate", batch_size, dtype, num_cpus, num_gpus)
-    facts = {"seed": seed, "temperature": temperature}
+    facts = {"seed": seed, "temperature": temperature, "given": dict(given or {})}
     with (
         _job(setup, num_actors, rows_per_shard, address) as job,
         job.output(output, num_samples, "x", facts, resume=resume) as out,
     ):
-        task = Task(job.model.identity, out.place, seed=seed, temperature=temperature)
+        task = Task(job.model.identity, out.place, given={"num_samples": num_samples, **facts})
         return job.run(task, out, begun, progress=progress)
 
 
@@ -223,11 +231,18 @@ class _Job:
             ),
             num_cpus=self.setup.num_cpus,
             num_gpus=self.setup.num_gpus,
+            max_task_retries=_TRIES - 1,
         )
         for result in results.iter_rows():
             if result["failure"]:
                 raise pickle.loads(result["failure"])
             yield result["start"], result["stop"], result["seconds"]
+        lost = [f"{start} to {stop - 1}" for start, stop in out.missing()]
+        if lost:
+            raise OutputError(
+                f"{out.path}: rows {', '.join(lost)} are missing: a process that had them ended {_TRIES} "
+                "times, killed perhaps for want of memory; all others are written, and resuming tries them"
+            )
 
     def _shard_size(self, num_rows: int) -> int:
         """Rows of a shard: whole batches."""
@@ -259,13 +274,14 @@ def _job(setup: Setup, num_actors: int, rows_per_shard: int | None, address: str
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Ray Data from telling how it gets on."""
+    """Keeps Ray Data from telling how it gets on, and from ending a job for one shard."""
     context, log = import_ray("data").DataContext.get_current(), logging.getLogger("ray.data")
-    bars, level = context.enable_progress_bars, log.level
+    bars, level, errored = context.enable_progress_bars, log.level, context.max_errored_blocks
     context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # the rest is written before the job says what it lost
     log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        context.enable_progress_bars = bars
+        context.enable_progress_bars, context.max_errored_blocks = bars, errored
         log.setLevel(level)

@@ -8,8 +8,9 @@ import pickle
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -79,14 +80,14 @@ class Task:
         place: Where they go.
         inputs: Pictures to encode; None generates.
         pictures: Their identity.
+        given: The seed, and what else samples are drawn with.
     """
 
     identity: dict[str, Any]
     place: Place
     inputs: Inputs | None = None
     pictures: Any = None
-    seed: int = 0
-    temperature: float = 1.0
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,16 +125,16 @@ class Worker:
             if self._failure is not None:
                 raise self._failure
             self._task.place.write(start, stop, self._rows(start, stop))
-        except (ArtifexError, OSError) as error:
-            return {**shards, "seconds": [0.0], "failure": [pickle.dumps(error)]}
+        except Exception as error:  # whatever it is, the driver raises it
+            return {**shards, "seconds": [0.0], "failure": [_pickled(error)]}
         return {**shards, "seconds": [time.perf_counter() - begun], "failure": [b""]}
 
     def _rows(self, start: int, stop: int) -> Iterator[np.ndarray]:
         if self._pictures is not None:
             return self._pipeline.encode_chunks(self._pictures.rows(start, stop))
-        key = sample_key(self._task.seed)
-        temperature = self._task.temperature
-        return self._pipeline.generate_chunks(stop, key=key, temperature=temperature, first_row=start)
+        given = dict(self._task.given)
+        key = sample_key(given.pop("seed"))
+        return self._pipeline.generate_chunks(key=key, first_row=start, stop=stop, **given)
 
     def _checked(self, setup: Setup) -> Pictures | None:
         """The pictures, if they and the model are those of the other machines."""
@@ -172,3 +173,13 @@ def describe(setup: Setup) -> Facts | Exception:
             return Facts(identity, inputs["x"].shape, mean.shape, np.dtype(mean.dtype).name)
     except (ArtifexError, OSError) as error:
         return error
+
+
+def _pickled(error: Exception) -> bytes:
+    """An error for another process, with the traceback of this one as a note."""
+    if not isinstance(error, ArtifexError | OSError):
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        return pickle.dumps(error)
+    except Exception:  # such as one that holds a lock
+        return pickle.dumps(RuntimeError("".join(traceback.format_exception(error))))

@@ -2,6 +2,7 @@ import errno
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,6 +49,12 @@ def test_file_is_what_numpy_would_save(path: Path, rows: np.ndarray, dtype: type
     np.save(path.with_name("expected.npy"), rows.astype(dtype))
     assert path.read_bytes() == path.with_name("expected.npy").read_bytes()
     assert partials(path) == ["expected.npy", "out.npy"]
+
+
+def test_rows_that_numpy_has_no_name_for_are_float32(path: Path, rows: np.ndarray):
+    write(path, rows.astype(jnp.bfloat16))
+    found = np.load(path)
+    np.testing.assert_array_equal(found, rows.astype(jnp.bfloat16).astype(np.float32), strict=True)
 
 
 def test_name_appears_when_the_rows_are_whole(path: Path, rows: np.ndarray):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -163,3 +164,14 @@ def test_pictures_in_parquet_keep_their_shape(tmp_path: Path):
         parts.wrote(0, 5)
     found = pq.read_table(path)["x"].combine_chunks().to_numpy_ndarray()
     np.testing.assert_array_equal(found, pictures)
+
+
+@OUTPUTS
+def test_rows_that_files_have_no_name_for_are_float32(tmp_path: Path, name: str):
+    rows = ROWS.astype(jnp.bfloat16)
+    how = {"column": "mean", "rows_per_part": 8, "job": JOB, "resume": False}
+    with open_parts(tmp_path / name, rows.shape, rows.dtype, **how) as parts:
+        for start, stop in ((0, 8), (8, 16), (16, 22)):
+            parts.place.write(start, stop, iter([rows[start:stop]]))
+            parts.wrote(start, stop)
+    np.testing.assert_array_equal(read(tmp_path / name), rows.astype(np.float32), strict=True)

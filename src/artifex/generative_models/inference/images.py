@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError
@@ -40,6 +40,8 @@ _GROUP_FILES = 8
 _AHEAD_BYTES = 64 << 20  # of decoded pictures that wait for who takes them, but one group at least
 _opening = threading.Lock()  # warnings are turned into errors for all threads at once
 _GAP = 2  # pixels between the pictures of a grid
+_SMALL_PIXELS, _WIDE_PIXELS = 64, 512  # pictures under so many pixels make a grid of at least so many
+_LABEL_PIXELS = 12
 _MAX_GRID_PIXELS = 100_000_000  # Pillow and others refuse to open much larger ones
 DAMAGED = (  # what NumPy, zipfile and Pillow raise on broken files, besides OSError
     ValueError,
@@ -90,7 +92,8 @@ def decode_picture(
 ) -> UInt8[ndarray, "h w c"]:
     """Reads a picture file of any mode of colours; contents must be PNG, JPEG, WebP or BMP.
 
-    Its size is looked at before it is decompressed.
+    It is turned as its EXIF orientation says, and 16 bits become 8. Its size is looked at before it is
+    decompressed.
 
     Args:
         file: The file, or its contents.
@@ -111,8 +114,10 @@ def decode_picture(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(source, formats=formats)
         with image:
-            if image.size == (width, height) or resize:
-                picture = image.convert(PICTURE_CHANNELS[channels])
+            may_fit = sorted(image.size) == sorted((width, height))
+            size = _upright_size(image) if may_fit or resize else image.size
+            if size == (width, height) or resize:
+                picture = _eight_bits(ImageOps.exif_transpose(image)).convert(PICTURE_CHANNELS[channels])
                 if picture.size != (width, height):
                     picture = picture.resize((width, height), Image.Resampling.LANCZOS)
                 return np.asarray(picture).reshape(shape)
@@ -125,9 +130,31 @@ def decode_picture(
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"{name}: not a picture that can be read: {reason}") from error
     raise InputError(
-        f"{name}: {image.width} x {image.height} pixels where the model takes {width} x {height}; "
+        f"{name}: {size[0]} x {size[1]} pixels where the model takes {width} x {height}; "
         "the option to resize scales it"
     )
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture once it is turned the way that its camera says."""
+    is_on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (image.height, image.width) if is_on_its_side else image.size
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A picture of at most 8 bits a channel; Pillow itself cuts off what is above 255.
+
+    Raises:
+        ValueError: Its numbers have no range.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no range; pass a .npy array in the model's range")
+    if not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ValueError("more than 16 bits a pixel; pass a .npy array in the model's range")
+    return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
 File = TypeVar("File")
@@ -209,30 +236,69 @@ class PictureGrid:
     Args:
         shape: Shape (N, H, W, C) of the others.
         columns: How many stand in a row; None makes it about square.
+        scale: Pixels of the grid to a pixel of theirs; None shows pictures under 64 pixels so large that the
+            grid is 512 pixels wide, and larger ones, or one alone, as they are.
+        labels: Words beside each row, evenly from its top to its bottom.
 
     Raises:
         InputError: It would be too large for others to open.
     """
 
-    def __init__(self, shape: tuple[int, ...], columns: int | None = None):
-        num_pictures, self._height, self._width, channels = shape
-        self._columns = columns or math.ceil(math.sqrt(num_pictures * self._height / self._width))
-        height = math.ceil(num_pictures / self._columns) * (self._height + _GAP) - _GAP
-        width = self._columns * (self._width + _GAP) - _GAP
-        if height * width > _MAX_GRID_PIXELS:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        columns: int | None = None,
+        *,
+        scale: int | None = None,
+        labels: Sequence[str] = (),
+    ):
+        num_pictures, height, width, channels = shape
+        about_square = min(math.ceil(math.sqrt(num_pictures * height / width)), num_pictures)
+        self._columns = columns or about_square
+        num_rows = math.ceil(num_pictures / self._columns)
+        if scale is None:
+            in_row = min(self._columns, num_pictures)
+            is_alone = num_pictures == 1 and not labels
+            is_small = not is_alone and max(height // max(len(labels), 1), width) < _SMALL_PIXELS
+            scale = max(1, math.ceil(_WIDE_PIXELS / (in_row * width))) if is_small else 1
+        self._scale = scale
+        self._height, self._width = scale * height, scale * width
+        margin = _label_column(labels, self._height)
+        self._left = 0 if margin is None else margin.shape[1]
+        full_height = num_rows * (self._height + _GAP) - _GAP
+        full_width = self._left + self._columns * (self._width + _GAP) - _GAP
+        if full_height * full_width > _MAX_GRID_PIXELS:
             raise InputError(
-                f"a grid of {num_pictures:,} pictures is {width:,} x {height:,} pixels, too large to open"
+                f"a grid of {num_pictures:,} pictures is {full_width:,} x {full_height:,} pixels, "
+                "too large to open"
             )
-        self.canvas = np.full((height, width, channels), 255, np.uint8)
+        self.canvas = np.full((full_height, full_width, channels), 255, np.uint8)
+        if margin is not None:
+            for top in range(0, full_height, self._height + _GAP):
+                self.canvas[top : top + self._height, : self._left, :3] = margin[..., None]
         self._num_placed = 0
 
     def add(self, pictures: UInt8[ndarray, "n h w c"]) -> None:
         """Puts pictures in the next places."""
         for picture in pictures:
             row, column = divmod(self._num_placed, self._columns)
-            top, left = row * (self._height + _GAP), column * (self._width + _GAP)
-            self.canvas[top : top + self._height, left : left + self._width] = picture
+            top, left = row * (self._height + _GAP), self._left + column * (self._width + _GAP)
+            large = picture.repeat(self._scale, axis=0).repeat(self._scale, axis=1)
+            self.canvas[top : top + self._height, left : left + self._width] = large
             self._num_placed += 1
+
+
+def _label_column(labels: Sequence[str], height: int) -> UInt8[ndarray, "h w"] | None:
+    """Words from top to bottom, in black on white; None where there are none, or no room for them."""
+    if not labels or height < len(labels) * _LABEL_PIXELS:
+        return None
+    font = ImageFont.load_default(_LABEL_PIXELS)
+    width = math.ceil(max(font.getlength(label) for label in labels)) + 2 * _LABEL_PIXELS
+    column = Image.new("L", (width, height), 255)
+    for i, label in enumerate(labels):
+        middle = (2 * i + 1) * height // (2 * len(labels))
+        ImageDraw.Draw(column).text((_LABEL_PIXELS, middle), label, fill=0, font=font, anchor="lm")
+    return np.asarray(column)
 
 
 def _taken(group: Future[_Decoded]) -> Iterator[UInt8[ndarray, "h w c"]]:

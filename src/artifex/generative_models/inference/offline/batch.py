@@ -10,13 +10,13 @@ import numpy as np
 
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import Model
-from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.jobs import aligned_empty
 from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.offline.chunks import Rows, collect, num_rows, row_chunks
 from artifex.generative_models.inference.offline.progress import track_rows
+from artifex.generative_models.inference.offline.sampling import Sampling, sampling
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -76,10 +76,11 @@ def batch_generate_samples(
     num_samples: int,
     batch_size: int | None = None,
     *,
-    rngs: nnx.Rngs,
+    rngs: nnx.Rngs | int | None = None,
     temperature: float = 1.0,
     out: NDArray[np.floating] | None = None,
     progress: bool = False,
+    **given: Any,
 ) -> Float[Array, "rows h w c"] | NDArray[np.floating]:
     """Draws samples in batches.
 
@@ -89,19 +90,22 @@ def batch_generate_samples(
         model: A model with a `generate` endpoint, or an executor of one.
         num_samples: How many, from 1.
         batch_size: Rows a batch; None is what `tune` found, or 64.
-        rngs: Random number generators; one `sample` key is drawn.
+        rngs: Random number generators, of which one `sample` key is drawn, or a seed; None is any.
         temperature: Standard deviation of the prior's noise, from 0; 1 is the model's own.
         out: Array [rows, H, W, C] to write into, for results that memory cannot hold; it is returned.
         progress: Shows a bar on stderr.
+        **given: More inputs of the endpoint, such as a label, for all samples or one a sample; and options.
 
     Raises:
-        InputError: No samples, a negative or infinite temperature, or an `out` that does not fit.
+        InputError: No samples, a negative or infinite temperature, an `out` that does not fit, or something
+            given that the endpoint does not take.
     """
     executor = executor_for(model, batch_size=batch_size)
-    inputs, key = sampling_inputs(executor, num_samples, temperature), sample_key(rngs)
+    how, key = sampling(executor, num_samples, temperature, given), sample_key(rngs)
     if out is None and not progress:
-        return executor("generate", inputs, key=key, num_rows=num_samples)["x"]
-    chunks = generate_chunks(executor, num_samples, batch_size, key, temperature)
+        inputs = how.rows(0, num_samples)
+        return executor("generate", inputs, key=key, num_rows=num_samples, **how.options)["x"]
+    chunks = generate_chunks(executor, num_samples, batch_size, key, how)
     return collect_placed(executor, chunks, num_samples, "generate", out, progress)
 
 
@@ -143,28 +147,8 @@ def memory_efficient_inference(
     """
     DeviceManager().cleanup()
     executor = executor_for(model, batch_size=batch_size)
-    total = num_rows(images)
     chunks = encode_chunks(executor, images, batch_size)
-    return collect(track_rows(chunks, total, "encode") if progress else chunks, total, None, aligned_empty)
-
-
-def sampling_inputs(executor: Executor, num_samples: int, temperature: float) -> dict[str, float]:
-    """Checked inputs of `generate`; a family without a temperature takes 1 and nothing else.
-
-    Raises:
-        InputError: No samples, or a temperature that is negative, not finite, or not taken.
-    """
-    if num_samples < 1:
-        raise InputError(f"num_samples: expected at least 1, got {num_samples}")
-    if not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature: expected a finite number from 0, got {temperature}")
-    if "generate" not in executor.endpoints:
-        raise InputError(f"no endpoint 'generate'; there are {', '.join(executor.endpoints)}")
-    if "temperature" in executor.endpoints["generate"].inputs:
-        return {"temperature": temperature}
-    if temperature != 1:
-        raise InputError(f"temperature: this model takes none, got {temperature}")
-    return {}
+    return collected(chunks, num_rows(images), "encode", None, progress)
 
 
 def generate_chunks(
@@ -172,17 +156,16 @@ def generate_chunks(
     num_samples: int,
     batch_size: int | None,
     key: Array,
-    temperature: float,
+    how: Sampling,
     first_row: int = 0,
 ) -> Iterator[NDArray[np.floating]]:
     """Samples `first_row` to `num_samples` of a job, in batches; a size of None is the executor's largest."""
-    inputs = sampling_inputs(executor, num_samples, temperature)
     batch_size = batch_size or executor.batch_sizes_of("generate")[-1]
-    sizes = (min(batch_size, num_samples - row) for row in range(first_row, num_samples, batch_size))
-    chunks = (
-        {name: np.full(size, value, np.float32) for name, value in inputs.items()} or size for size in sizes
-    )
-    return (outputs["x"] for outputs in executor.map("generate", chunks, key=key, first_row=first_row))
+    starts = range(first_row, num_samples, batch_size)
+    spans = ((start, min(start + batch_size, num_samples)) for start in starts)
+    chunks = (how.rows(start, stop) or stop - start for start, stop in spans)
+    given = executor.map("generate", chunks, key=key, first_row=first_row, **how.options)
+    return (outputs["x"] for outputs in given)
 
 
 def encode_chunks(executor: Executor, images: Rows, batch_size: int | None) -> Iterator[NDArray[np.floating]]:
@@ -190,6 +173,17 @@ def encode_chunks(executor: Executor, images: Rows, batch_size: int | None) -> I
     rows = batch_size or executor.batch_sizes_of("encode")[-1]
     chunks = ({"x": chunk} for chunk in row_chunks(images, rows))
     return (outputs["mean"] for outputs in executor.map("encode", chunks))
+
+
+def collected(
+    chunks: Iterable[NDArray[Any]],
+    total: int | None,
+    description: str,
+    out: NDArray[Any] | None,
+    progress: bool,
+) -> NDArray[Any]:
+    """Puts chunks together, in `out` or in a new array; shows a bar on stderr if asked to."""
+    return collect(track_rows(chunks, total, description) if progress else chunks, total, out, aligned_empty)
 
 
 def collect_placed(
@@ -200,9 +194,8 @@ def collect_placed(
     out: NDArray[Any] | None,
     progress: bool,
 ) -> Array | NDArray[Any]:
-    """Puts chunks together, in `out` or in a new array on the device; shows a bar on stderr if asked to."""
-    tracked = track_rows(chunks, total, description) if progress else chunks
-    values = collect(tracked, total, out, aligned_empty)
+    """Puts chunks together as `collected` does; a new array is handed to the device."""
+    values = collected(chunks, total, description, out, progress)
     return executor.place(values) if out is None else out
 
 

@@ -39,7 +39,7 @@ class NpyWriter:
     Args:
         path: The file; one that is there is replaced when the new one is whole.
         shape: Shape [rows, ...] of the whole array.
-        dtype: Its dtype.
+        dtype: Its dtype; one that files have no name for, such as bfloat16, becomes float32.
         job: Everything the rows depend on, as JSON takes it.
         resume: Goes on where the same job stopped. Otherwise what a stopped job left is discarded.
 
@@ -60,7 +60,7 @@ class NpyWriter:
         self.path = Path(path)
         self.num_rows = shape[0]
         self.rows_done = 0
-        self._shape, self._dtype = shape, np.dtype(dtype)
+        self._shape, self._dtype = shape, dtype_in_files(dtype)
         self._spans: list[tuple[int, int]] = []  # that are done, in order, apart from each other
         self._rows: np.memmap[Any, Any] | None = None
         self._unflushed_bytes = 0
@@ -97,7 +97,7 @@ class NpyWriter:
     def place(self) -> NpyPlace:
         """Where the rows go."""
         row_bytes = self._dtype.itemsize * int(np.prod(self._shape[1:], dtype=int))
-        return NpyPlace(self._partial, self._offset, row_bytes)
+        return NpyPlace(self._partial, self._offset, row_bytes, self._dtype)
 
     def missing(self) -> list[tuple[int, int]]:
         """The rows [start, stop) that are not there yet."""
@@ -162,11 +162,14 @@ class NpyWriter:
             raise ValueError(f"rows {done} do not follow each other")
         return sum(stop - start for start, stop in self._spans)
 
+    def _is_done(self, start: int, stop: int) -> bool:
+        return any(a < stop and start < b for a, b in self._spans)
+
     def _resume(self, header: bytes, num_bytes: int) -> None:
         """Takes up what rows of this very job are on disk."""
         if os.fstat(self._file.fileno()).st_size == 0 or not self._journal.path.is_file():
             return
-        rows_done = self._journal.read(self._take_up)
+        rows_done = self._journal.read(self._take_up, self._is_done)
         whole = os.fstat(self._file.fileno()).st_size == num_bytes and self._file.read(len(header)) == header
         if not whole or not 0 <= rows_done <= self.num_rows:
             raise self._journal.cannot_resume(f"{self._partial} is damaged")
@@ -202,11 +205,13 @@ class NpyPlace:
         path: The unfinished file.
         offset: Bytes before the first row.
         row_bytes: Bytes of a row.
+        dtype: Its numbers.
     """
 
     path: Path
     offset: int
     row_bytes: int
+    dtype: np.dtype[Any]
 
     def write(self, start: int, stop: int, chunks: Iterable[NDArray[Any]]) -> None:
         """Writes rows [start, stop) and brings them to the disk."""
@@ -219,13 +224,19 @@ class NpyPlace:
             file.seek(self.offset + start * self.row_bytes)
             row = start
             for chunk in chunks:
-                data = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+                data = np.ascontiguousarray(chunk, self.dtype).reshape(-1).view(np.uint8).data
                 while data:
                     data = data[file.write(data) :]
                 row += len(chunk)
             if row != stop:
                 raise OutputError(f"{self.path}: got {row - start} rows for {stop - start}")
             os.fsync(file.fileno())
+
+
+def dtype_in_files(dtype: DTypeLike) -> np.dtype[Any]:
+    """The dtype that rows have in a file."""
+    found = np.dtype(dtype)
+    return np.dtype(np.float32) if found.kind == "V" else found  # JAX's own are all of at most 16 bits
 
 
 def _reserve(file: BinaryIO, num_bytes: int) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from artifex.generative_models.core.errors import OutputError
 from artifex.generative_models.inference.offline.journal import Journal, open_locked
+from artifex.generative_models.inference.offline.npy import dtype_in_files
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +53,7 @@ class ParquetParts:
         job: Mapping[str, Any],
         resume: bool,
     ):
+        dtype = dtype_in_files(dtype)
         self.path = path
         self.num_rows = shape[0]
         self.rows_done = 0
@@ -63,7 +65,7 @@ class ParquetParts:
             if any(entry.name != ".lock" for entry in path.iterdir()):
                 raise OutputError(f"{path} is not empty; remove what is there or choose another folder")
         elif resume:
-            self._journal.read(int)
+            self._journal.read(int, self._is_done)
         else:
             raise OutputError(f"{path} has a job's parts; resume it, or remove them or choose another folder")
         self._lock = open_locked(path / ".lock")
@@ -101,6 +103,13 @@ class ParquetParts:
         for left in self.path.glob(".part-*"):  # by writers that were killed
             left.unlink()
         self._journal.write(self.num_rows)
+
+    def _is_done(self, start: int, stop: int) -> bool:
+        """Whether a part that has any of some rows is there."""
+        size = self.place.rows_per_part
+        first = start // size * size
+        parts = range(first, min(stop, self.num_rows), size)
+        return any(self._has(part, min(part + size, self.num_rows)) for part in parts)
 
     def _has(self, start: int, stop: int) -> bool:
         path = self.place.part(start)
@@ -158,7 +167,7 @@ class ParquetPlace:
 
     def _table(self, row: int, rows: NDArray[Any], schema: pa.Schema) -> pa.Table:
         kind = schema.field(self.column).type
-        flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
+        flat = pa.array(np.ascontiguousarray(rows, self.dtype).reshape(-1))
         values = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(self.shape, dtype=int)))
         if isinstance(kind, pa.BaseExtensionType):
             values = pa.ExtensionArray.from_storage(kind, values)

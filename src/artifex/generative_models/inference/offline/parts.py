@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from artifex.generative_models.core.directories import local_path
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.offline.npy import NpyPlace, NpyWriter
 
@@ -50,7 +50,7 @@ def open_parts(
         OutputError: Something else is there, or another process writes it.
         OSError: It cannot be written, or does not fit the disk.
     """
-    path = Path(output).expanduser().absolute()
+    path = local_path(output).absolute()
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return NpyWriter(path, shape, dtype, job=job, resume=resume)

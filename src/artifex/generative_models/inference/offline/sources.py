@@ -6,19 +6,24 @@ import hashlib
 import math
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from artifex.generative_models.core.directories import local_path
 from artifex.generative_models.core.errors import InputError, InputTypeError
 from artifex.generative_models.inference.images import DAMAGED, PICTURE_CHANNELS, decode_ahead, decode_picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from artifex.generative_models.inference.offline.parquet_pictures import ParquetPictures
+
+_SINGLE_FILES, _FILES_AT_ONCE = 4096, 64  # up to so many are told apart one by one
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _MAX_COMPRESSED_BYTES = 1 << 30
 _LOCAL_HEADER_BYTES = 30  # of a zip member, before its name
@@ -32,11 +37,13 @@ class PictureFiles:
         paths: The files.
         shape: Shape (H, W, C) of a picture.
         resize: Resizes pictures of another size; otherwise they are an error.
+        left_out: What else the folders hold, in words; nothing if that is nothing.
     """
 
     paths: Sequence[Path]
     shape: tuple[int, ...]
     resize: bool
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,12 +58,18 @@ class PictureFiles:
         """That of the pictures."""
         return np.dtype(np.uint8)
 
-    def identity(self) -> str:
-        """A digest of the files' names, sizes and times of change."""
-        digest = hashlib.sha256(repr(self.resize).encode())
-        for path in self.paths:
-            digest.update(repr(_stat(path)).encode())
-        return f"{len(self)} pictures, {digest.hexdigest()}"
+    def identity(self) -> dict[str, Any]:
+        """Digests of the files' names, and of their sizes and times of change, a few files at a time.
+
+        So a job that was stopped by a broken file goes on when it is mended: its rows were not written.
+        """
+        size = 1 if len(self) <= _SINGLE_FILES else _FILES_AT_ONCE
+        stats = [repr(_stat(path)).encode() for path in self.paths]
+        changes = [
+            hashlib.sha256(b"".join(stats[i : i + size])).hexdigest()[:12] for i in range(0, len(self), size)
+        ]
+        names = hashlib.sha256(repr((self.resize, [str(path) for path in self.paths])).encode())
+        return {"files": len(self), "names": names.hexdigest(), "rows_a_change": size, "changes": changes}
 
     def _read(self, path: Path) -> NDArray[np.uint8]:
         return decode_picture(path, self.shape, name=str(path), resize=self.resize)
@@ -86,40 +99,59 @@ class ArrayFile:
         return _stat(self.path)
 
 
+Pictures: TypeAlias = "PictureFiles | ArrayFile | ParquetPictures"
+
+
 def open_pictures(
-    paths: Sequence[Path], shape: tuple[int, ...], *, resize: bool = False
-) -> PictureFiles | ArrayFile:
-    """Pictures from folders, files, or one `.npy` or `.npz` array.
+    paths: Sequence[Path], shape: tuple[int, ...], *, resize: bool = False, column: str = "image"
+) -> Pictures:
+    """Pictures from folders, files, Parquet files or folders of them, or one `.npy` or `.npz` array.
 
     Args:
-        paths: Folders are searched for pictures, in the order of their names.
+        paths: Folders are searched for Parquet files or else for pictures, in the order of their names.
         shape: Shape (H, W, C) of the model's pictures.
         resize: Resizes pictures of another size.
+        column: Of Parquet files; it holds encoded pictures, or their numbers.
 
     Raises:
-        InputError: There are none, or an array's shape does not fit.
+        InputError: There are none, an array's shape does not fit, there is no such column, or what reads
+            Parquet is not installed.
         InputTypeError: An array's dtype is neither uint8 nor floating-point.
         OSError: A path is not there or cannot be read.
     """
+    paths = list(map(local_path, paths))
+    parquet = {path: _parquet_files(path) for path in paths}
+    if any(parquet.values()):
+        others = [path for path, files in parquet.items() if not files]
+        if others:
+            raise InputError(f"expected either Parquet files or other pictures, got {others[0]} as well")
+        try:
+            from artifex.generative_models.inference.offline.parquet_pictures import open_parquet
+        except ModuleNotFoundError as error:
+            raise InputError(f"{error.name} is not installed: pip install 'artifex[parquet]'") from error
+        return open_parquet([file for path in paths for file in parquet[path]], column, shape, resize=resize)
     if any(_is_array(path) for path in paths):
         if len(paths) > 1:
             raise InputError("expected either one .npy or .npz array or picture files, got several paths")
         return _open_picture_array(paths[0], shape)
     if shape[-1] not in PICTURE_CHANNELS:
         raise InputError(f"a model of {shape[-1]} channels takes pictures from .npy and .npz arrays only")
-    files = [file for path in paths for file in _picture_files(path)]
-    return PictureFiles(files, shape, resize)
+    files: list[Path] = []
+    notes: list[str] = []
+    for path in paths:
+        files += _picture_files(path, notes) if path.is_dir() else [_there(path)]
+    return PictureFiles(files, shape, resize, "; ".join(notes))
 
 
 def open_picture(address: str, shape: tuple[int, ...], *, resize: bool = False) -> NDArray[Any]:
-    """One picture [H, W, C]: a picture file, or a row of an array such as `digits.npz:3`."""
+    """One picture [H, W, C]: a picture file, or a row of an array or Parquet file such as `digits.npz:3`."""
     name, _, row = address.rpartition(":")
-    if not row.isdecimal() or not _is_array(Path(name)):
+    if not row.isdecimal() or not (_is_array(Path(name)) or _parquet_files(Path(name))):
         name, row = address, "0"
     pictures = open_pictures([Path(name)], shape, resize=resize)
     if int(row) >= len(pictures):
         raise InputError(f"{address}: there are {len(pictures)} pictures, counted from 0")
-    return next(iter(pictures.rows(int(row)))).reshape(shape)
+    return next(iter(pictures.rows(int(row), int(row) + 1))).reshape(shape)
 
 
 def open_array(path: Path, shape: tuple[int, ...]) -> ArrayFile:
@@ -130,7 +162,7 @@ def open_array(path: Path, shape: tuple[int, ...]) -> ArrayFile:
         InputTypeError: Its dtype is not floating-point.
         OSError: The file is not there or cannot be read.
     """
-    array = _map(path)
+    array = _map(local_path(path))
     if array.dtype.kind != "f":
         raise InputTypeError(f"{path}: expected a floating-point array, got {array.dtype}")
     _check_shape(path, array, shape)
@@ -155,13 +187,44 @@ def _check_shape(path: Path, array: NDArray[Any], shape: tuple[int, ...]) -> Non
         raise InputError(f"{path}: expected shape [rows, {axes}], got {list(array.shape)}")
 
 
-def _picture_files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        path.stat()
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+def _parquet_files(path: Path) -> list[Path]:
+    """The Parquet files that a path stands for; none where it stands for something else."""
+    if path.is_dir():
+        found = (file for file in path.rglob("*.parquet") if file.is_file())
+        hidden = (".", "_")  # as those who write Parquet have what is not theirs to be read
+        return sorted(
+            file
+            for file in found
+            if not any(part.startswith(hidden) for part in file.relative_to(path).parts)
+        )
+    return [path] if path.suffix.lower() == ".parquet" else []
+
+
+def _there(path: Path) -> Path:
+    path.stat()
+    return path
+
+
+def _picture_files(path: Path, notes: list[str]) -> list[Path]:
+    """The pictures in a folder; what else is there is noted."""
+    files, left_out = [], Counter[str]()
+    for file in sorted(path.iterdir()):
+        if file.name.startswith("."):  # such as what macOS keeps of a.png in ._a.png
+            left_out["hidden"] += 1
+        elif file.is_dir():
+            left_out["folder"] += 1
+        elif file.suffix.lower() in _SUFFIXES:
+            files.append(file)
+        else:
+            left_out[file.suffix or "without a suffix"] += 1
+    if left_out["folder"] > 1:
+        left_out["folders"] = left_out.pop("folder")
+    others = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()) if count)
     if not files:
-        raise InputError(f"{path}: no pictures in this folder ({', '.join(_SUFFIXES)})")
+        there = f"; there are {others}" if others else ""
+        raise InputError(f"{path}: no pictures in this folder ({', '.join(_SUFFIXES)}){there}")
+    if others:
+        notes.append(f"{path}: {len(files):,} pictures; left out: {others}")
     return files
 
 

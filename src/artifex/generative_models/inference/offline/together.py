@@ -21,7 +21,7 @@ from artifex.generative_models.core.errors import ConfigError, InputError
 from artifex.generative_models.core.processes import all_of, together
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.formats.loading import find_model
-from artifex.generative_models.inference.offline.npy import NpyPlace, NpyWriter
+from artifex.generative_models.inference.offline.npy import NpyPlace, NpyWriter, dtype_in_files
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Key
@@ -78,9 +78,10 @@ def write_together(
                 else None
             )
         )
-        told = None if out is None else [str(out.place.path), out.place.offset, out.place.row_bytes]
+        own_place = None if out is None else out.place
+        told = own_place and [str(own_place.path), own_place.offset, own_place.row_bytes]
         path, offset, row_bytes = all_of(told)[0]
-        place = NpyPlace(Path(path), offset, row_bytes)
+        place = NpyPlace(Path(path), offset, row_bytes, dtype_in_files(dtype))
         missing = all_of(None if out is None else out.missing())[0]
         yield range(num_rows - sum(stop - start for start, stop in missing))
         for rows in _rounds(missing, _ROUND_BATCHES * executor.rows_of_all(endpoint)):

@@ -1,0 +1,91 @@
+"""What samples are drawn with: the inputs and options of a model's `generate`, besides the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from artifex.generative_models.core.endpoint import TensorSpec
+from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.inference.executor.executor import Executor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn.
+
+    Args:
+        inputs: By name, one for all samples, or one a sample: arrays [samples, ...].
+        specs: Of each input, one row.
+        options: Static options.
+    """
+
+    inputs: Mapping[str, np.ndarray]
+    specs: Mapping[str, TensorSpec]
+    options: Mapping[str, Any]
+
+    def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """The inputs of samples `start` to `stop`, arrays [samples, ...]."""
+        return {
+            name: value[start:stop]
+            if value.ndim > len(self.specs[name].shape)
+            else np.ascontiguousarray(np.broadcast_to(value, (stop - start, *self.specs[name].shape)))
+            for name, value in self.inputs.items()
+        }
+
+
+def sampling(
+    executor: Executor, num_samples: int | None, temperature: float, given: Mapping[str, Any]
+) -> Sampling:
+    """Checks how samples are to be drawn; a family without a temperature takes 1 and nothing else.
+
+    Args:
+        executor: Of a model with a `generate` endpoint.
+        num_samples: How many; None where there is no end, so that what is given is for all.
+        temperature: Standard deviation of the prior's noise.
+        given: More inputs of the endpoint, for all samples or one a sample, and options.
+
+    Raises:
+        InputError: No samples; a temperature that is negative, not finite, or not taken; a name that is not
+            taken; an input of another shape, or of which there are not as many as samples.
+    """
+    if num_samples is not None and num_samples < 1:
+        raise InputError(f"num_samples: expected at least 1, got {num_samples}")
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature: expected a finite number from 0, got {temperature}")
+    if "generate" not in executor.endpoints:
+        raise InputError(f"no endpoint 'generate'; there are {', '.join(executor.endpoints)}")
+    endpoint = executor.endpoints["generate"]
+    if "temperature" in endpoint.inputs:
+        given = {**given, "temperature": temperature}
+    elif temperature != 1:
+        raise InputError(f"temperature: this model takes none, got {temperature}")
+    unknown = given.keys() - endpoint.inputs.keys() - endpoint.options.keys()
+    if unknown:
+        takes = ", ".join([*endpoint.inputs, *endpoint.options]) or "nothing"
+        raise InputError(f"generate: {', '.join(sorted(unknown))} is not taken; it takes {takes}")
+    inputs = {
+        name: _checked(name, endpoint.inputs[name], given[name], num_samples)
+        for name in endpoint.inputs
+        if name in given
+    }
+    options = {name: given[name] for name in endpoint.options if name in given}
+    return Sampling(inputs, endpoint.inputs, options)
+
+
+def _checked(name: str, spec: TensorSpec, value: Any, num_samples: int | None) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # of lists of several lengths
+        raise InputError(f"generate: {name}: expected numbers, or lists of one length") from error
+    if array.dtype.kind in "iu" and jnp.issubdtype(spec.dtype, jnp.floating):
+        array = array.astype(spec.dtype)
+    shapes = [spec.shape] if num_samples is None else [spec.shape, (num_samples, *spec.shape)]
+    if array.shape not in shapes:
+        wanted = " or ".join(map(str, map(list, shapes)))
+        raise InputError(f"generate: {name}: expected shape {wanted}, got {list(array.shape)}")
+    return array
