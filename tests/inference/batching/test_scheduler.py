@@ -228,3 +228,40 @@ def test_close_waits_for_no_delay(open_batcher):
     futures = [submit(batcher, 3), submit(batcher, 2, endpoint="scaled")]
     batcher.close()
     assert [len(future.result(0)["y"]) for future in futures] == [3, 2]
+
+
+def test_small_requests_do_not_wait_for_all_rows_of_large_ones(held, gate):
+    batcher = held()
+    waiting = {100: 40, 200: 40, 300: 6, 400: 1}  # rows of requests, by their first number
+    futures = [submit(batcher, num_rows, first) for first, num_rows in waiting.items()]
+    gate.release()
+    for future, (first, num_rows) in zip(futures, waiting.items(), strict=True):
+        np.testing.assert_array_equal(future.result(TIMEOUT)["y"], 2 * rows(num_rows, first))
+    batches = [[min(number // 100, 4) for number in batch.rows] for batch in gate.batches[1:]]
+    assert sorted(batches[0]) == [1, 1, 1, 1, 3, 3, 3, 4]  # half to the oldest, then the smallest first
+    assert sorted(batches[1]) == [1, 1, 1, 1, 1, 3, 3, 3]
+    assert all(3 not in batch and 4 not in batch for batch in batches[2:])
+    assert sum(len(batch) for batch in batches) == 87
+
+
+def test_what_nobody_waits_for_ends_after_the_batch_under_way(open_batcher, gate):
+    batcher = open_batcher(max_in_flight=1)
+    gate.hold()
+    future = submit(batcher, 64)
+    gate.wait(1)
+    assert future.cancel()
+    gate.release()
+    batcher.close()
+    assert gate.sizes == [8]
+
+
+def test_programs_take_turns(held, gate):
+    batcher = held()
+    futures = [submit(batcher, 24, endpoint="double"), submit(batcher, 24, endpoint="scaled")]
+    futures.append(submit(batcher, 24, endpoint="double", power=2))
+    gate.release()
+    for future in futures:
+        future.result(TIMEOUT)
+    kinds = [(batch.endpoint, batch.options.get("power")) for batch in gate.batches[1:]]
+    assert len(set(kinds[:3])) == 3
+    assert kinds == kinds[:3] * 3

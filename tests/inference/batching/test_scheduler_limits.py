@@ -224,14 +224,12 @@ def test_stats_of_a_known_sequence(held, gate):
         for name in ("queue", "compute", "request", "input", "infer", "output"):
             assert getattr(counters, f"{name}_seconds") > 0
             setattr(counters, f"{name}_seconds", 0.0)
-    # 1, then 8 of the 10, which fail, and then the 2 rows, since the others were given up.
+    # 1, then 6 of the 10 and the 2 beside them, of which the 10 fail.
     assert stats == {
-        "double": BatcherStats(
-            requests=2, rows=11, batches=3, failed=1, cancelled=1, expired=1, overloaded=1
-        ),
+        "double": BatcherStats(requests=2, rows=9, batches=2, failed=1, cancelled=1, expired=1, overloaded=1),
         "noise": BatcherStats(requests=1, rows=3, batches=1),
     }
-    assert stats["double"].rows_per_batch == 11 / 3
+    assert stats["double"].rows_per_batch == 9 / 2
     assert BatcherStats().rows_per_batch == 0
 
 

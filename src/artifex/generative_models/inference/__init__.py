@@ -13,6 +13,7 @@ from artifex.generative_models.inference.measure.calls import (
     inference_with_jit,
 )
 from artifex.generative_models.inference.measure.endpoints import benchmark_model
+from artifex.generative_models.inference.measure.laws import check
 from artifex.generative_models.inference.offline.batch import (
     batch_encode_images,
     batch_generate_samples,
@@ -36,6 +37,7 @@ __all__ = [
     "benchmark_inference",
     "benchmark_model",
     "benchmark_vae_inference",
+    "check",
     "denormalize_images",
     "enable_compilation_cache",
     "encode_images_jit",

@@ -15,9 +15,10 @@ import numpy as np
 
 from artifex import __version__
 from artifex.generative_models.core.config import read_json
-from artifex.generative_models.core.endpoint import Model
+from artifex.generative_models.core.endpoint import Endpoint, Model, endpoints_of
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.keys import sample_key
+from artifex.generative_models.core.numerics import value_settings
 from artifex.generative_models.core.processes import whole
 from artifex.generative_models.core.sharding import Shard, WeightLayout
 from artifex.generative_models.inference.executor.executor import Executor
@@ -31,8 +32,14 @@ from artifex.generative_models.inference.formats.loading import (
 )
 from artifex.generative_models.inference.formats.warm_start import Snapshot
 from artifex.generative_models.inference.images import denormalize_images, taking_uint8
-from artifex.generative_models.inference.offline.batch import collect_placed, encode_chunks, generate_chunks
+from artifex.generative_models.inference.offline.batch import (
+    collect_placed,
+    collected,
+    encode_chunks,
+    generate_chunks,
+)
 from artifex.generative_models.inference.offline.chunks import Rows, num_rows, row_chunks
+from artifex.generative_models.inference.offline.sampling import sampling
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -46,7 +53,8 @@ ArrayFn = Callable[[Any], Any]
 class InferencePipeline:
     """Pre-processing, a model and post-processing.
 
-    Both functions see a batch at a time, so jobs of any length run in constant memory.
+    Both functions see a batch at a time, so jobs of any length run in constant memory. Pictures come back as
+    NumPy arrays, to be shown and saved; latents stay on the device.
 
     Args:
         model: A model with endpoints, or an executor of one.
@@ -113,52 +121,57 @@ class InferencePipeline:
 
     def decode(
         self, latents: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
-    ) -> Array | NDArray[Any]:
+    ) -> NDArray[Any]:
         """Decodes latents [rows, latent] and post-processes the pictures [rows, H, W, C].
 
         Arguments and errors are those of `encode`.
         """
         chunks = self.decode_chunks(latents)
-        return collect_placed(self.executor, chunks, num_rows(latents), "decode", out, progress)
+        return collected(chunks, num_rows(latents), "decode", out, progress)
 
     def reconstruct(
         self, images: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
-    ) -> Array | NDArray[Any]:
+    ) -> NDArray[Any]:
         """Encodes pictures [rows, H, W, C] and decodes the means again.
 
         Arguments and errors are those of `encode`.
         """
         chunks = self.reconstruct_chunks(images)
-        return collect_placed(self.executor, chunks, num_rows(images), "reconstruct", out, progress)
+        return collected(chunks, num_rows(images), "reconstruct", out, progress)
 
     def generate(
         self,
         num_samples: int,
         *,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | int | None = None,
         temperature: float = 1.0,
         out: NDArray[Any] | None = None,
         progress: bool = False,
-    ) -> Array | NDArray[Any]:
+        **given: Any,
+    ) -> NDArray[Any]:
         """Draws samples and post-processes them.
 
         Args:
             num_samples: How many, from 1.
-            rngs: Random number generators; one `sample` key is drawn.
+            rngs: Random number generators, of which one `sample` key is drawn, or a seed; None is any.
             temperature: Standard deviation of the prior's noise, from 0.
             out: Array [num_samples, H, W, C] to write into; it is returned.
             progress: Shows a bar on stderr.
+            **given: More inputs of the endpoint, such as a label, for all samples or one a sample; and
+                options.
 
         Returns:
             Pictures [num_samples, H, W, C].
 
         Raises:
-            InputError: No samples, a negative temperature, or an `out` that does not fit.
+            InputError: No samples, a negative temperature, an `out` that does not fit, or something given
+                that the endpoint does not take.
         """
-        chunks = self.generate_chunks(num_samples, key=sample_key(rngs), temperature=temperature)
-        return collect_placed(self.executor, chunks, num_samples, "generate", out, progress)
+        key = sample_key(rngs)
+        chunks = self.generate_chunks(num_samples, key=key, temperature=temperature, given=given)
+        return collected(chunks, num_samples, "generate", out, progress)
 
-    def interpolate(self, start: Any, end: Any, num_steps: int) -> Array | NDArray[Any]:
+    def interpolate(self, start: Any, end: Any, num_steps: int) -> NDArray[Any]:
         """Pictures on the straight line between two pictures' latents, both ends included.
 
         Args:
@@ -193,10 +206,19 @@ class InferencePipeline:
         return self._postprocessed(outputs["x"] for outputs in self.executor.map("reconstruct", chunks))
 
     def generate_chunks(
-        self, num_samples: int, *, key: Array, temperature: float = 1.0, first_row: int = 0
+        self,
+        num_samples: int,
+        *,
+        key: Array,
+        temperature: float = 1.0,
+        first_row: int = 0,
+        stop: int | None = None,
+        given: Mapping[str, Any] | None = None,
     ) -> Iterator[NDArray[Any]]:
-        """`generate` as a stream: samples from number `first_row` on, a batch at a time."""
-        chunks = generate_chunks(self.executor, num_samples, self.batch_size, key, temperature, first_row)
+        """`generate` as a stream: of all samples numbers `first_row` to `stop`, a batch at a time."""
+        how = sampling(self.executor, num_samples, temperature, given or {})
+        stop = num_samples if stop is None else stop
+        chunks = generate_chunks(self.executor, stop, self.batch_size, key, how, first_row)
         return self._postprocessed(chunks)
 
     def rows_per_batch(self, endpoint: str) -> int:
@@ -223,10 +245,15 @@ class InferencePipeline:
             "tuned": repr(executor.tuned.get(endpoint)),
             "devices": 1 if executor.mesh is None else executor.mesh.size,
             "device_kind": jax.devices()[0].device_kind,
+            "settings": value_settings(),
             "compute_dtype": None if executor.dtype is None else str(jnp.dtype(executor.dtype)),
             "artifex": __version__,
             "jax": jax.__version__,
         }
+
+    def __repr__(self) -> str:
+        kind = self.metadata.get("model_type", "a model")
+        return f"InferencePipeline({kind}; {self.executor!r})"
 
     def _preprocessed(self, images: Rows, endpoint: str) -> Iterator[NDArray[Any]]:
         chunks = row_chunks(images, self.rows_per_batch(endpoint))
@@ -271,23 +298,18 @@ def load_pipeline(
     snapshot = Snapshot(path, dtype, step) if mesh is None else None
     kept = None if snapshot is None else snapshot.model(metadata["model_type"], config)
     model: Any = None
+    endpoints: Mapping[str, Endpoint]
     if kept is None:
         sharding = None if mesh is None else WeightLayout(mesh, shard)
-        model, config, metadata = load_exported_model(path, step=step, sharding=sharding)
-        weights, endpoints = model, model.endpoints()
+        model, config, metadata = load_exported_model(path, step=step, dtype=dtype, sharding=sharding)
+        weights, endpoints = model, endpoints_of(model)
         if snapshot is not None:
             snapshot.keep_model(model)
     else:
         weights, endpoints = kept.leaves, kept.endpoints
-    executor = Executor(
-        weights,
-        taking_uint8(endpoints, image_range),
-        mesh=mesh,
-        shard=shard,
-        batch_sizes=None if batch_size is None else powers_up_to(batch_size),
-        dtype=dtype,
-        kept=None if snapshot is None else snapshot.programs,
-    )
+    programs = None if snapshot is None else snapshot.programs
+    settings = {"mesh": mesh, "shard": shard, "dtype": dtype, "kept": programs}
+    executor = _picture_executor(weights, endpoints, image_range, batch_size, **settings)
 
     def build() -> Any:
         return model if kept is None else executor.follow(kept.build)
@@ -300,6 +322,42 @@ def load_pipeline(
         metadata=metadata,
         build_model=build,
     )
+
+
+def picture_pipeline(
+    model: Model,
+    *,
+    image_range: tuple[float, float] = (0.0, 1.0),
+    batch_size: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: DTypeLike | None = None,
+) -> InferencePipeline:
+    """A model in memory as a pipeline from uint8 pictures to uint8 pictures, as `load_pipeline` makes one.
+
+    Args:
+        model: A model with endpoints.
+        image_range: Range of its pixel values.
+        batch_size: Rows a batch, and the others as for `load_pipeline`.
+
+    Raises:
+        InputTypeError: It has no endpoints.
+    """
+    executor = _picture_executor(model, endpoints_of(model), image_range, batch_size, mesh=mesh, dtype=dtype)
+    postprocess = partial(denormalize_images, image_range=image_range)
+    return InferencePipeline(
+        executor, postprocess_fn=postprocess, batch_size=batch_size, build_model=lambda: model
+    )
+
+
+def _picture_executor(
+    weights: Any,
+    endpoints: Mapping[str, Endpoint],
+    image_range: tuple[float, float],
+    batch_size: int | None,
+    **settings: Any,
+) -> Executor:
+    sizes = None if batch_size is None else powers_up_to(batch_size)
+    return Executor(weights, taking_uint8(endpoints, image_range), batch_sizes=sizes, **settings)
 
 
 def _identity(array: Any) -> Any:

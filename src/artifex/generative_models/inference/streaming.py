@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,13 +15,14 @@ from artifex.generative_models.core.errors import InputError, InputTypeError
 from artifex.generative_models.inference.batching.batcher import Batcher, batcher_for
 from artifex.generative_models.inference.batching.futures import OutputsFuture
 from artifex.generative_models.inference.executor.executor import Executor
-from artifex.generative_models.inference.offline.batch import sampling_inputs
+from artifex.generative_models.inference.offline.sampling import sampling
 
 if TYPE_CHECKING:
     from typing import Self
 
     from jaxtyping import Float
 
+_BLOCK_BYTES = 64 << 20  # of the rows that are drawn together
 _GROWTH = 4  # of a block over the one before: 1, 4, 16, ... rows
 
 
@@ -41,9 +42,10 @@ class StreamingGenerator:
         start: Number of the first sample, from 0: where an earlier stream stopped.
         num_samples: How many; None is without end.
         temperature: Standard deviation of the prior's noise, from 0; 1 is the model's own.
+        **given: More inputs of the endpoint, such as a label, for all samples; and options.
 
     Raises:
-        InputError: A negative start or number of samples, or a temperature that the model does not take.
+        InputError: A negative start or number of samples, or something that the model does not take.
         InputTypeError: A seed that is not an integer.
     """
 
@@ -55,13 +57,14 @@ class StreamingGenerator:
         start: int = 0,
         num_samples: int | None = None,
         temperature: float = 1.0,
+        **given: Any,
     ):
         if start < 0:
             raise InputError(f"start: expected a row number from 0, got {start}")
         if num_samples is not None and num_samples < 0:
             raise InputError(f"num_samples: expected a number from 0, got {num_samples}")
         batcher = model if isinstance(model, Batcher) else batcher_for(model)
-        self._inputs = sampling_inputs(batcher.executor, 1, temperature)
+        self._how = sampling(batcher.executor, None, temperature, given)
         if not isinstance(seed, int):
             raise InputTypeError(f"seed: expected an integer, got {seed!r}")
         self._batcher: Batcher | None = batcher
@@ -69,7 +72,16 @@ class StreamingGenerator:
         self._next_row = start  # of the next block
         self._end = None if num_samples is None else start + num_samples
         self._block_rows = 1
-        self._max_block_rows = batcher.executor.batch_sizes[-1] * batcher.executor.parallel_executions
+        executor = batcher.executor
+        block_bytes = min(_BLOCK_BYTES, batcher.max_queued_bytes // 2)  # two may wait at the same time
+        self._max_block_rows = max(
+            1,
+            min(
+                executor.batch_sizes[-1] * executor.parallel_executions,
+                batcher.max_queued_rows // 2,
+                block_bytes // executor.row_bytes("generate"),
+            ),
+        )
         self._blocks: deque[OutputsFuture] = deque()
         self._samples: deque[Float[np.ndarray, "h w c"]] = deque()
 
@@ -130,13 +142,16 @@ class StreamingGenerator:
         if self._blocks or self._block_rows > 1 or not self._batcher or self._next_row == self._end:
             return False
         executor = self._batcher.executor
-        job = executor.check("generate", self._inputs, seed=self._seed, num_rows=1, first_row=self._next_row)
+        job = executor.check("generate", self._how.rows(0, 1), **self._call(1))
         self._next_row += 1
         self._grow()
         self._draw(1)
         outputs = executor.run(job)
         self._samples.append(outputs["x"][0].copy())
         return True
+
+    def _call(self, rows: int) -> dict[str, Any]:
+        return {"seed": self._seed, "num_rows": rows, "first_row": self._next_row, **self._how.options}
 
     def _wanted(self, end: type[Exception]) -> OutputsFuture:
         """The block to wait for, from the second on with the next under way too; raises `end` at the end."""
@@ -161,9 +176,7 @@ class StreamingGenerator:
             rows = (
                 self._block_rows if self._end is None else min(self._block_rows, self._end - self._next_row)
             )
-            block = self._batcher.submit(
-                "generate", self._inputs, seed=self._seed, num_rows=rows, first_row=self._next_row
-            )
+            block = self._batcher.submit("generate", self._how.rows(0, rows), **self._call(rows))
             self._blocks.append(block)
             self._next_row += rows
 
@@ -175,9 +188,11 @@ def stream_samples(
     seed: int = 42,
     start: int = 0,
     temperature: float = 1.0,
+    **given: Any,
 ) -> StreamingGenerator:
     """A stream of so many samples, for `for` and for `async for`.
 
     Arguments and errors are those of `StreamingGenerator`.
     """
-    return StreamingGenerator(model, seed, start=start, num_samples=num_samples, temperature=temperature)
+    settings: dict[str, Any] = {"start": start, "num_samples": num_samples, "temperature": temperature}
+    return StreamingGenerator(model, seed, **settings, **given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from artifex.generative_models.core.endpoint import Model
 from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.batching.batcher import Batcher
 from artifex.generative_models.inference.executor.executor import Executor
-from artifex.generative_models.inference.offline.batch import sampling_inputs
+from artifex.generative_models.inference.offline.sampling import sampling
 
 if TYPE_CHECKING:
     from typing import Self
@@ -51,17 +51,25 @@ class AsyncInferenceServer:
         return (await self.batcher.submit_async("reconstruct", {"x": images}))["x"]
 
     async def generate_async(
-        self, num_samples: int, rngs: nnx.Rngs, *, temperature: float = 1.0
+        self,
+        num_samples: int,
+        rngs: nnx.Rngs | int | None = None,
+        *,
+        temperature: float = 1.0,
+        **given: Any,
     ) -> Float[np.ndarray, "rows h w c"]:
         """Draws samples: those of `batch_generate_samples` with the same generators.
 
         Args:
             num_samples: How many, from 1.
-            rngs: Random number generators; one `sample` key is drawn.
+            rngs: Random number generators, of which one `sample` key is drawn, or a seed; None is any.
             temperature: Standard deviation of the prior's noise, from 0; 1 is the model's own.
+            **given: More inputs of the endpoint, such as a label, for all samples or one a sample; and
+                options.
         """
-        inputs = sampling_inputs(self.batcher.executor, num_samples, temperature)
-        outputs = self.batcher.submit_async("generate", inputs, key=sample_key(rngs), num_rows=num_samples)
+        how = sampling(self.batcher.executor, num_samples, temperature, given)
+        call = {"key": sample_key(rngs), "num_rows": num_samples, **how.options}
+        outputs = self.batcher.submit_async("generate", how.rows(0, num_samples), **call)
         return (await outputs)["x"]
 
     def shutdown(self) -> None:

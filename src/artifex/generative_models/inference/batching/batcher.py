@@ -29,8 +29,8 @@ class Batcher:
 
     An idle device takes what is there at once; while it is busy, the next batch grows, up to the executor's
     largest. Requests of one endpoint share batches whatever their per-row inputs and seeds; other options
-    make batches of their own; the oldest request goes first. By the row law each request gives what it would
-    give alone.
+    make batches of their own, and take turns. The oldest request goes first, but small ones do not wait for
+    all rows of a large one. By the row law each request gives what it would give alone.
 
     Close it when done, or use it in a `with` block; one that is left by an exception drops what waits.
 
@@ -69,6 +69,7 @@ class Batcher:
                 raise InputError(f"{name}: expected at least 1, got {limit}")
         if not 0 <= max_delay < float("inf"):
             raise InputError(f"max_delay: expected seconds from 0, got {max_delay}")
+        self.max_queued_rows, self.max_queued_bytes = max_queued_rows, max_queued_bytes
         self._scheduler = Scheduler(
             self.executor,
             deliver,
@@ -76,8 +77,9 @@ class Batcher:
             max_in_flight=max_in_flight,
             max_delay=max_delay,
         )
-        # The threads know the scheduler alone, so a batcher that is dropped without close() ends them.
-        weakref.finalize(self, self._scheduler.close, drain=False).atexit = False
+        # The threads know the scheduler alone, so a batcher that is dropped without close() ends them, once
+        # what was submitted has run.
+        weakref.finalize(self, self._scheduler.close, drain=True).atexit = False
 
     def submit(
         self,

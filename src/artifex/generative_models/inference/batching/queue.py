@@ -70,6 +70,12 @@ class _Line:
     def __init__(self) -> None:
         self.requests: OrderedDict[Request, None] = OrderedDict()
         self.num_rows = 0
+        self.served = 0.0  # when rows were last taken, on the clock of `time.perf_counter`
+
+    @property
+    def since(self) -> float:
+        """Since when it has waited for its turn."""
+        return max(self.first.submitted, self.served)
 
     @property
     def first(self) -> Request:
@@ -135,23 +141,45 @@ class RequestQueue:
             self._shrink(line, [(request, request.num_taken, request.job.num_rows)])
 
     def take(self, first: Request, num_rows: int) -> list[Span]:
-        """Takes so many rows, at most all, of the line that a request is at the head of."""
+        """Takes so many rows, at most all, of the line that a request is at the head of.
+
+        The oldest request gets half of them, then come those that need no more than a quarter, and what is
+        left goes to the others, the smallest first: so none waits behind the thousands of rows of another.
+        """
         line = self._lines[id(first.job.program)]
-        spans = []
+        line.served = time.perf_counter()
+        taken: dict[Request, int] = {}  # rows of each
+        large: list[Request] = []
+        few = max(num_rows // 4, 1)
+        left = num_rows
         for request in line.requests:
-            start = request.num_taken
-            stop = request.num_taken = min(start + num_rows, request.job.num_rows)
-            spans.append((request, start, stop))
-            num_rows -= stop - start
-            if not num_rows:
+            missing = request.job.num_rows - request.num_taken
+            if missing > few:
+                large.append(request)
+                missing = 0 if taken else -(-num_rows // 2)
+            if missing:
+                taken[request] = min(missing, left, request.job.num_rows - request.num_taken)
+                left -= taken[request]
+            if not left:
                 break
+        for request in sorted(large, key=lambda request: request.job.num_rows - request.num_taken):
+            more = min(left, request.job.num_rows - request.num_taken - taken.get(request, 0))
+            if more:
+                taken[request] = taken.get(request, 0) + more
+                left -= more
+            if not left:
+                break
+        spans = [(request, request.num_taken, request.num_taken + rows) for request, rows in taken.items()]
+        for request, _, stop in spans:
+            request.num_taken = stop
         self._shrink(line, spans)
         return spans
 
     def heads(self) -> list[tuple[Request, int]]:
-        """The first request of each line and the rows that wait in it, the oldest line first."""
-        heads = [(line.first, line.num_rows) for line in self._lines.values()]
-        return sorted(heads, key=lambda head: head[0].submitted) if len(heads) > 1 else heads
+        """The first request of each line and the rows that wait in it, the line first that waits longest."""
+        lines = self._lines.values()
+        in_turn = sorted(lines, key=lambda line: line.since) if len(lines) > 1 else lines
+        return [(line.first, line.num_rows) for line in in_turn]
 
     @property
     def next_deadline(self) -> float | None:
