@@ -16,6 +16,8 @@ import tritonclient.grpc
 from served import Process, read_answer
 from shared import TIMEOUT
 
+from artifex.serving import lifecycle
+
 X = np.linspace(0, 1, 64, dtype=np.float32)
 REQUEST = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 8, 8, 1], "data": X.tolist()}]}
 ENCODE = "/v2/models/tiny.encode/infer"
@@ -206,6 +208,66 @@ def test_sigterm_before_it_is_ready_ends_it(made):
         server.wait_for("draining")
         server.popen.stdin.close()  # what the warm-up waits for
         assert server.wait() == 0
+
+
+def test_behind_proxies_links_are_those_that_clients_see(made):
+    sent = {"host": "example.org", "x-forwarded-proto": "https", "x-forwarded-for": "203.0.113.9"}
+    proxies = ["--root-path", "/models/", "--proxy-headers", "--forwarded-allow-ips", "192.0.2.1,127.0.0.2"]
+    with Process(made, "--batch-size", 1, "--access-log", "--keep-alive", 1, *proxies) as server:
+        server.ready()
+        for source, url in (("127.0.0.1", "http://example.org"), ("127.0.0.2", "https://example.org")):
+            transport = httpx.HTTPTransport(local_address=source)
+            with httpx.Client(base_url=server.url, headers=sent, transport=transport) as client:
+                for prefix in ("", "/models"):
+                    openapi = client.get(f"{prefix}/openapi.json").json()
+                    assert openapi["servers"] == [{"url": f"{url}/models"}]
+                    for page in ("/", "/docs"):
+                        assert f"{url}/models/" in client.get(prefix + page).text
+                    assert client.post(prefix + ENCODE, json=REQUEST).status_code == 200
+                assert client.get("/models").text == client.get("/").text
+        told = {event["client"] for event in server.events if event.get("event") == "request"}
+        assert told == {"127.0.0.1", "203.0.113.9"}
+        with socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as idle:
+            idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert read_answer(idle, "GET").status == 200
+            assert idle.recv(1) == b""  # closed after a second
+        assert server.stop() == 0
+
+
+def test_a_name_is_listened_on_at_all_its_addresses(monkeypatch):
+    families = {"127.0.0.1": socket.AF_INET, "127.0.0.2": socket.AF_INET, "2001:db8::1": socket.AF_INET6}
+    found = [(family, socket.SOCK_STREAM, 6, "", (name, 0)) for name, family in families.items()]
+    found[2] = (*found[2][:4], ("2001:db8::1", 0, 0, 0))  # which is not this machine's
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **settings: [found[2], *found[:2], found[0]])
+    listeners = lifecycle._listen("name", 0)
+    try:
+        (first, port), second = (listener.getsockname() for listener in listeners)
+        assert first == "127.0.0.1"
+        assert second == ("127.0.0.2", port)
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def test_a_log_that_nobody_reads_holds_up_nothing(made):
+    command = ["-c", "from artifex.cli import main; main()", "serve", made, "--batch-size", 1]
+    options = ["--port", 0, "--grpc-port", 0, "--access-log"]
+    with forked.Python([*command, *options]) as server:
+        try:
+            url = None
+            for line in server.stderr:
+                event = json.loads(line)
+                url = event.get("url", url)
+                if event["event"] == "ready":
+                    break
+            with httpx.Client(base_url=url, timeout=TIMEOUT) as client:
+                for _ in range(40):  # lines of 8 KB; a pipe holds 64
+                    assert client.get("/" + 8000 * "a").status_code == 404
+                assert client.post(ENCODE, json=REQUEST).status_code == 200
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(TIMEOUT) == 0
+        finally:
+            server.kill()
 
 
 @pytest.mark.parametrize("heap", [["collects"], ["frozen"]])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
+from artifex.generative_models.core.directories import name_of
 from artifex.generative_models.core.endpoint import Model
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.executor.executor import Executor
@@ -63,7 +64,7 @@ def create_app(
     if isinstance(models, Mapping):
         named: dict[str, Servable] = dict(models)
     else:
-        named = {Path(model).expanduser().resolve().name: model for model in models}
+        named = {name_of(model): model for model in models}
         if len(named) < len(models):
             raise InputError("two models have the same name; give them other ones")
     if not named:

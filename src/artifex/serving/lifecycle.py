@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -20,10 +21,11 @@ from artifex.generative_models.core.errors import InputError
 from artifex.serving.grpc.service import create_grpc_server
 from artifex.serving.http.asgi import App
 from artifex.serving.http.connection import KEEP_ALIVE_SECONDS, Connection
-from artifex.serving.observe.events import log_event
+from artifex.serving.observe.events import flush_events, log_event
 from artifex.serving.plane.statuses import UnloadableError
 
 _BACKLOG = 2048
+_ACCEPTORS = 16  # of each socket that listens
 _COLLECT_SECONDS = 1.0
 _LINGER_SECONDS = 0.3  # in which what is on its way when draining ends still gets its 503
 
@@ -52,6 +54,9 @@ def run_server(
     port: int = 8000,
     grpc_port: int | None = 8001,
     grace: float = 30.0,
+    keep_alive: int = KEEP_ALIVE_SECONDS,
+    root_path: str = "",
+    trusted_proxies: str | None = None,
     tls: Tls | None = None,
 ) -> int:
     """Serves until a signal ends it.
@@ -65,6 +70,10 @@ def run_server(
         port: Of HTTP; 0 takes a free one.
         grpc_port: Of gRPC; 0 takes a free one, None has no gRPC.
         grace: Seconds for draining.
+        keep_alive: Seconds that an idle connection stays open; a load balancer's own must be shorter.
+        root_path: Path under which a proxy shows the server, such as /models.
+        trusted_proxies: Addresses and networks, with commas between them, whose X-Forwarded headers are
+            believed; "*" is all. None believes nobody.
         tls: Serves HTTPS and encrypted gRPC.
 
     Returns:
@@ -76,13 +85,24 @@ def run_server(
     """
     if tls is not None:
         _check(tls)
-    with contextlib.closing(_listen(host, port)) as listener:
-        server = _Server(app, listener, host, grpc_port, grace, tls)
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in _listen(host, port)]
+        proxy = _Proxy(root_path.rstrip("/"), trusted_proxies)
+        server = _Server(app, listeners, host, grpc_port, grace, keep_alive, proxy, tls)
         with _heap_as_before(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
             status = runner.run(server.run())
+            flush_events()
             if server.overdue or app.plane.repository.is_loading:
                 os._exit(status)  # the threads that still run would keep the interpreter from ending
             return status
+
+
+@dataclass(frozen=True)
+class _Proxy:
+    """What stands before the server: where it shows it, and whose headers are believed."""
+
+    root_path: str
+    trusted: str | None
 
 
 class _Uvicorn(uvicorn.Server):
@@ -96,10 +116,12 @@ class _Uvicorn(uvicorn.Server):
 @dataclass(eq=False)
 class _Server:
     app: App
-    listener: socket.socket
+    listeners: list[socket.socket]
     host: str
     grpc_port: int | None
     grace: float
+    keep_alive: int
+    proxy: _Proxy
     tls: Tls | None
     overdue: bool = False
 
@@ -114,9 +136,11 @@ class _Server:
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            root_path=self.proxy.root_path,
+            proxy_headers=self.proxy.trusted is not None,
+            forwarded_allow_ips=self.proxy.trusted,
             backlog=_BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=self.keep_alive,
             ssl_keyfile=None if tls is None else str(tls.keyfile),
             ssl_certfile=None if tls is None else str(tls.certfile),
             ssl_keyfile_password=None if tls is None else tls.keyfile_password,
@@ -132,13 +156,20 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         grpc_server = await self._start_grpc()
-        http = asyncio.ensure_future(self._http.serve(sockets=[self.listener]))
+        # A loop takes one connection from each in a turn, and its turns are long while it is busy.
+        acceptors = [listener.dup() for listener in self.listeners for _ in range(_ACCEPTORS)]
+        http = asyncio.ensure_future(self._http.serve(sockets=acceptors))
         self.app.plane.repository.settle = _settle_heap
         loading = self.app.start()
         loading.add_done_callback(self._on_loaded)
         scheme = "http" if self.tls is None else "https"
-        port = self.listener.getsockname()[1]
-        log_event("listening", url=f"{scheme}://{_bracketed(self.host)}:{port}", grpc_port=self.grpc_port)
+        port = self.listeners[0].getsockname()[1]
+        log_event(
+            "listening",
+            url=f"{scheme}://{_bracketed(self.host)}:{port}",
+            grpc_port=self.grpc_port,
+            addresses=[listener.getsockname()[0] for listener in self.listeners],
+        )
         collecting = asyncio.ensure_future(_collect_garbage())
         await self._stop.wait()
         failed = loading.done() and not loading.cancelled() and loading.exception() is not None
@@ -178,6 +209,7 @@ class _Server:
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():
             log_event("stopped", reason=f"a second {signal.Signals(number).name}")
+            flush_events()
             os._exit(128 + number)
         log_event("signal", name=signal.Signals(number).name)
         self.app.plane.draining = True
@@ -241,18 +273,40 @@ def _grpc_credentials(tls: Tls) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair], ca_certs, require_client_auth=ca_certs is not None)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets at all addresses that a host has, as of both families for localhost, on one port."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket(family, kind))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            stack.pop_all()
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         error.filename = f"{host}:{port}"
+        raise
+    with contextlib.ExitStack() as stack:
+        listeners: list[socket.socket] = []
+        for family, kind, _, _, address in dict.fromkeys(found):
+            try:
+                listener = _bound(family, kind, (address[0], port, *address[2:]))
+            except OSError as error:
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
+                    continue  # hosts names an address that this machine does not have
+                error.filename = f"{host}:{port}"
+                raise
+            port = listener.getsockname()[1]
+            listeners.append(stack.enter_context(listener))
+        stack.pop_all()
+    if not listeners:
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL), f"{host}:{port}")
+    return listeners
+
+
+def _bound(family: int, kind: int, address: tuple[object, ...]) -> socket.socket:
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
         raise
     return listener
 

@@ -1,6 +1,7 @@
 """The gRPC front end over real sockets, asked by Triton's own client."""
 
 import asyncio
+import struct
 
 import grpc
 import numpy as np
@@ -215,7 +216,7 @@ BAD = {
     "model": ({"model_name": "other"}, "NOT_FOUND", "unknown model 'other'"),
     "version": ({"model_version": "9"}, "NOT_FOUND", "no version '9'"),
     "name": ({"inputs": [X_ENTRY | {"name": "y"}]}, "INVALID_ARGUMENT", "unknown input 'y'"),
-    "long words": ({"parameters": {"ß" * 9000: {}}}, "INVALID_ARGUMENT", "ßß…"),
+    "long words": ({"parameters": {"ß" * 9000: {"int64_param": 1}}}, "INVALID_ARGUMENT", "ßß…"),
     "twice": ({"inputs": [X_ENTRY] * 2, "raw_input_contents": [X[:1].tobytes()] * 2},
               "INVALID_ARGUMENT", "there twice"),
     "few bytes": ({"raw_input_contents": [b"1234"]}, "INVALID_ARGUMENT", "takes 256 bytes, got 4"),
@@ -231,7 +232,6 @@ BAD = {
     "output": ({"outputs": [{"name": "y"}]}, "INVALID_ARGUMENT", "y"),
     "output twice": ({"outputs": [{"name": "mean"}] * 2}, "INVALID_ARGUMENT", "asked for twice"),
     "parameter": ({"parameters": {"sequence_id": {"int64_param": 1}}}, "INVALID_ARGUMENT", "sequence_id"),
-    "no value": ({"parameters": {"timeout": {}}}, "INVALID_ARGUMENT", "'timeout' has no value"),
     "input's": ({"inputs": [X_ENTRY | {"parameters": {"a": {"bool_param": True}}}]},
                 "INVALID_ARGUMENT", "unknown 'a'"),
     "shared memory": ({"inputs": [X_ENTRY | {"parameters": REGION}], "raw_input_contents": []},
@@ -293,3 +293,43 @@ def test_without_the_key(send, verb, metadata):
 def test_an_address_that_is_taken(runner, plane, port):
     with pytest.raises(OSError, match="cannot be listened on"):
         runner.run(started(plane, f"127.0.0.1:{port}"))
+
+
+def test_clients_may_ping_as_often_as_they_like(runner, plane):
+    frame = struct.Struct("!HBBBI")  # of HTTP/2: length, type, flags, stream
+    settings, ping, goaway = 4, 6, 7
+
+    async def use():
+        server, port = create_grpc_server(plane, "127.0.0.1:0", max_message_bytes=MAX_BYTES)
+        await server.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame.pack(0, 0, settings, 0, 0)
+        writer.write(sent)
+        kinds = []
+        while kinds.count(ping) < 20 and goaway not in kinds:
+            if not kinds or kinds[-1] == ping:
+                writer.write(frame.pack(0, 8, ping, 0, 0) + bytes(8))
+            length, more, kind, *_ = frame.unpack(await reader.readexactly(frame.size))
+            await reader.readexactly((length << 8) + more)
+            kinds.append(kind)
+        writer.close()
+        await server.stop(None)
+        return kinds
+
+    assert goaway not in runner.run(asyncio.wait_for(use(), TIMEOUT))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [
+        ("content_type", {"string_param": "np"}),
+        ("headers", {"string_param": "{}"}),
+        ("timeout", {}),
+        ("a", {}),
+    ],
+)
+def test_parameters_without_a_value_or_an_effect_mean_nothing(send, name, parameter):
+    said = {"parameters": {name: parameter}}
+    answer = send(encode(**said, inputs=[X_ENTRY | said], outputs=[{"name": "mean"} | said]))
+    wanted = send(encode(outputs=[{"name": "mean"}]))
+    assert answer.raw_output_contents == wanted.raw_output_contents

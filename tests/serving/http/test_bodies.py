@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import threading
 import zlib
 
 import numpy as np
@@ -100,3 +101,37 @@ def test_a_body_that_does_not_come_is_408(compiled_plain, pipeline, path):
             assert "1 s" in answer.error
             assert connection.recv(1) == b""
         assert server.client.post(URL, json=GOOD).status_code == 200
+
+
+BINARY = {"inputs": [], "parameters": {"num_samples": 16, "binary_data_output": True}}
+
+
+def test_text_is_compressed_for_who_accepts_it_and_nothing_else(server):
+    url = "/v2/models/tiny.generate/infer"
+    for path, content, accept, compressed in (
+        (url, BINARY | {"parameters": {"num_samples": 16}}, "*/*", True),
+        (url, BINARY, "*/*", False),
+        ("/v2/models/tiny/generate", {"num_samples": 16}, "*/*", True),
+        ("/v2/models/tiny/generate", {"num_samples": 16}, "image/png", False),
+        ("/v2/models/tiny/generate_stream", {"num_samples": 16}, "*/*", False),
+    ):
+        headers = {"accept-encoding": "gzip, deflate", "accept": accept}
+        response = server.client.post(path, json=content, headers=headers)
+        assert response.status_code == 200
+        assert response.headers.get("content-encoding") == ("gzip" if compressed else None)
+
+
+def test_what_is_compressed_is_decompressed_beside_the_event_loop(server, monkeypatch):
+    threads = []
+    decompress = bodies.decompress
+
+    def watched(data, max_bytes):
+        threads.append(threading.current_thread())
+        return decompress(data, max_bytes)
+
+    monkeypatch.setattr(bodies, "decompress", watched)
+    content = gzip.compress(json.dumps(GOOD).encode())
+    response = server.client.post(URL, content=content, headers={"content-encoding": "gzip"})
+    assert response.status_code == 200
+    assert len(threads) == 1
+    assert threads[0] is not server._thread

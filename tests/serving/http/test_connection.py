@@ -210,3 +210,28 @@ def test_an_idle_connection_is_closed_after_its_answer(compiled_plain):
     with live_asgi(app, lifespan=True, keep_alive=0.2) as server, server.connect(REQUEST) as connection:
         assert read_answer(connection).status in (200, 503)
         assert is_closed(connection)
+
+
+OFFERS = {
+    "curl": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+    "lower case": b"connection: upgrade\r\nupgrade: h2c\r\n",
+    "a websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+def test_an_offer_of_another_protocol_is_ignored_and_the_body_kept(server, offer):
+    head = HEAD + offer + b"Content-Length: %d\r\n\r\n" % len(BODY)
+    whole = head + BODY
+    for cut in range(len(head) - 40, len(head) + 2, 7):
+        with server.connect() as connection:
+            for part in (whole[:cut], whole[cut:], REQUEST, head, BODY):
+                connection.sendall(part)
+            answers = read_answers(connection, 3)
+        assert [answer.status for answer in answers] == [200] * 3
+        assert len({answer.body for answer in answers}) == 1
+
+
+def test_a_head_that_comes_byte_by_byte(server):
+    head = HEAD + OFFERS["curl"] + b"Content-Length: %d\r\n\r\n" % len(BODY)
+    assert server.exchange(*(head[i : i + 1] for i in range(len(head))), BODY).status == 200

@@ -108,12 +108,16 @@ def test_a_png_of_one_sample_is_its_picture(server, pipeline):
     np.testing.assert_array_equal(shown(response.content), np.asarray(wanted)[0, ..., 0])
 
 
+SIDES = range(0, 4 * 130, 130)
+
+
 def test_a_png_of_several_samples_is_a_grid_of_them(server, pipeline, drawn):
     response = server.client.post(
         URL, content=b'{"num_samples": 16, "seed": 1}', headers={"accept": "image/png"}
     )
     grid = shown(response.content)
-    assert grid.shape[0] == grid.shape[1] >= 4 * 8
+    assert grid.shape[0] == grid.shape[1] == 4 * (16 * 8 + 2) - 2  # sixteen times as large, to be seen
+    grid = np.block([[grid[y : y + 128 : 16, x : x + 128 : 16] for x in SIDES] for y in SIDES])
     pixels = np.asarray(pipeline.postprocess_fn(drawn(1, 16)))[..., 0].astype(int)
     windows = np.lib.stride_tricks.sliding_window_view(grid.astype(int), (8, 8)).reshape(-1, 8, 8)
     for picture in pixels:  # each is somewhere, up to one level of rounding
@@ -221,10 +225,10 @@ def test_a_damaged_picture_is_400(server, content):
         (URL, "application/json", b'{"seed": "five"}'),
         (URL, "application/json", b'{"seed": [1, "2"]}'),
         (URL, "application/json", b'{"seed": []}'),
-        (URL, "application/json", b'{"seed": null}'),
+        (URL, "application/json", b'{"seed": [null]}'),
         (URL, "application/json", b'{"seed": [1, 2], "num_samples": 3}'),
         (URL, "application/json", b'{"temperature": "hot"}'),
-        (URL, "application/json", b'{"temperature": null}'),
+        (URL, "application/json", b'{"temperature": [null]}'),
         (URL, "application/json", b'{"temperature": {}}'),
         (URL, "application/json", b'{"outputs": "x"}'),
         (URL, "application/json", b'{"outputs": ["y"]}'),
@@ -252,6 +256,20 @@ def test_bad_requests_are_400_and_the_next_works(server, path, kind, content):
     assert response.status_code == 400
     assert error_of(response)
     assert server.client.post(URL).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"temperature": null, "id": null, "outputs": null, "parameters": null, "resize": null}',
+        b'{"parameters": {"temperature": null, "content_type": "np"}}',
+    ],
+)
+def test_null_is_what_is_not_there(server, content):
+    plain, answer = (server.client.post(URL + "?seed=3", content=body) for body in (b"", content))
+    assert (plain.status_code, answer.status_code) == (200, 200)
+    assert plain.json() == answer.json()
+    assert server.client.post(URL, content=b'{"seed": null, "num_samples": null}').status_code == 200
 
 
 def test_too_many_samples_are_413(server):

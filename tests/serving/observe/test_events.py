@@ -10,7 +10,7 @@ from tritonclient.utils import InferenceServerException
 
 from artifex.serving import create_app
 from artifex.serving.grpc.service import create_grpc_server
-from artifex.serving.observe.events import LEVELS, log_event, show_events
+from artifex.serving.observe.events import LEVELS, flush_events, log_event, show_events
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,13 @@ def _events_go_where_they_went():
         log.setLevel(level)  # which also forgets what was let through
 
 
+def lines(capsys):
+    flush_events()
+    return capsys.readouterr().err.splitlines()
+
+
 def said(capsys):
-    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    return list(map(json.loads, lines(capsys)))
 
 
 def test_events_are_json_for_machines(capsys):
@@ -52,14 +57,14 @@ def test_an_error_brings_its_traceback_to_the_log_alone(capsys):
 def test_events_are_lines_for_people(capsys):
     show_events(as_json=False)
     log_event("ready", model="tiny", compiled=0)
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = lines(capsys)
     assert line.partition(" ")[2] == "ready model=tiny compiled=0"
 
 
 def test_what_a_client_sends_cannot_forge_a_line(capsys):
     show_events(as_json=False)
     log_event("request", path="/\n2026-01-01T00:00:00Z ready model=evil")
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert len(lines(capsys)) == 1
 
 
 def test_requests_are_not_logged_unless_asked_for(compiled_plain, capsys):

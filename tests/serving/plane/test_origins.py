@@ -197,3 +197,17 @@ def test_an_export_behind_links_is_watched_too(export, add_step, tmp_path):
     before = source.identity()
     add_step(5)
     assert source.identity() != before
+
+
+def test_a_link_that_leads_elsewhere_is_seen(export, reshape, tmp_path, made):
+    link = tmp_path / "current"
+    link.symlink_to(made)
+    source = ExportSource(link)
+    before = source.identity()
+    (tmp_path / "next").symlink_to(export)
+    reshape()
+    (tmp_path / "next").rename(link)
+    assert source.identity() != before
+    pipeline, version = source.open()
+    assert version == "4"
+    assert pipeline.executor.spec("decode")[0]["z"].shape == (3,)

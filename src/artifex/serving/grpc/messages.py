@@ -22,6 +22,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from artifex.generative_models.core.errors import InputError
 from artifex.serving.plane.requests import (
+    NO_EFFECT,
     InferRequest,
     InferResponse,
     Parameters,
@@ -115,15 +116,14 @@ def parameter_values(of: str, parameters: Mapping[str, Any]) -> Parameters:
         parameters: InferParameters by name.
 
     Raises:
-        InputError: One has no value.
+        InputError: There are too many.
     """
     refuse_many(f"{of}: parameters", parameters)
     values: Parameters = {}
     for name, parameter in parameters.items():
         field = parameter.WhichOneof("parameter_choice")
-        if field is None:
-            raise InputError(f"{of}: parameter {name!r} has no value")
-        values[name] = getattr(parameter, field)
+        if field is not None and name not in NO_EFFECT:  # one without a value is left out
+            values[name] = getattr(parameter, field)
     return values
 
 

@@ -62,6 +62,10 @@ def create_grpc_server(
     options = [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
+        # Clients may ping as often as they like: what looks after a connection is no attack.
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1),
+        ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.so_reuseport", 0),  # else a second server shares the port, and nobody is told
     ]
     server = grpc.aio.server(options=options)

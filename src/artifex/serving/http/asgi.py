@@ -18,6 +18,7 @@ from artifex.generative_models.core.errors import InputError
 from artifex.serving.http.bodies import BodyReader, ClientGoneError, Headers, Receive, compressed
 from artifex.serving.http.codec import OutputForm, decode_request, encode_response
 from artifex.serving.http.departures import Departures
+from artifex.serving.http.json_process import LARGE_BYTES, JsonProcess
 from artifex.serving.http.routes import Routes
 from artifex.serving.observe.events import log_event
 from artifex.serving.plane.dataplane import DataPlane
@@ -65,7 +66,8 @@ class App:
         self._watch_seconds = watch_seconds
         self._departures = Departures()
         self._tasks: list[asyncio.Task[None]] = []
-        self._routes = Routes(plane, self._departures, self._bodies)
+        self._json = JsonProcess()
+        self._routes = Routes(plane, self._departures, self._bodies, self._json)
         self.max_body_bytes = max_body_bytes
         self.access_log = access_log
         self._handle: Any = self._logged if access_log else self._answer
@@ -114,6 +116,7 @@ class App:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.plane.repository.close()
+        await self._json.close()
 
     def authorize(self, authorization: str | None) -> None:
         """Checks a request's credentials, as its `Authorization` header or metadata says them.
@@ -207,27 +210,31 @@ class App:
             raise HTTPException(405, headers={"allow": "POST"})
         body = await self._bodies.read(headers, receive)
         try:
-            request, form = self._decode(model, version, body, headers)
+            length = _header_length(headers)
+            if (len(body) if length is None else length) < LARGE_BYTES:
+                request, form = self._decode(model, version, body, length)
+            else:
+                loads = self._json.loads
+                request, form = await self._json.run(decode_request, model, version, body, length, loads)
         except InputError:
             self.plane.count_refused(model)
             raise
         call = await self.plane.prepare(request)
         outputs = await self._departures.result(call.submit(), receive)
-        parts, header_length = encode_response(call.response(outputs), form)
+        response = call.response(outputs)
+        if sum(array.nbytes for name, array in outputs.items() if not form.is_binary(name)) < LARGE_BYTES:
+            parts, header_length = encode_response(response, form)
+        else:
+            parts, header_length = await self._json.run(encode_response, response, form, self._json.dumps)
         if header_length is None:
             return [_JSON], parts[0]
         return [_BINARY, (_HEADER_LENGTH, b"%d" % header_length)], b"".join(parts)
 
     def _decode(
-        self, model: str, version: str, body: bytes, headers: Headers
+        self, model: str, version: str, body: bytes, length: int | None
     ) -> tuple[InferRequest, OutputForm]:
-        length = headers.get(_HEADER_LENGTH)
-        if length is None:
-            return decode_request(model, version, body, None)
-        if not length.isdigit() or len(length) > 18:
-            raise InputError("Inference-Header-Content-Length: expected a number of bytes")
-        if int(length):
-            return decode_request(model, version, body, int(length))
+        if length != 0:
+            return decode_request(model, version, body, length)
         _, endpoint = self.plane.find(model, version)
         if len(endpoint.inputs) != 1:
             raise InputError(
@@ -236,6 +243,16 @@ class App:
         ((name, spec),) = endpoint.inputs.items()
         array = tensor_from_bytes(name, datatype_of(np.dtype(spec.dtype)), (1, *spec.shape), memoryview(body))
         return InferRequest(model, version, inputs={name: array}), OutputForm(default=True)
+
+
+def _header_length(headers: Headers) -> int | None:
+    """Bytes of a body's JSON, where tensors follow."""
+    length = headers.get(_HEADER_LENGTH)
+    if length is None:
+        return None
+    if not length.isdigit() or len(length) > 18:
+        raise InputError("Inference-Header-Content-Length: expected a number of bytes")
+    return int(length)
 
 
 def _error(error: Exception) -> tuple[int, RawHeaders, bytes]:
@@ -256,7 +273,9 @@ def _error(error: Exception) -> tuple[int, RawHeaders, bytes]:
 
 
 async def _send(send: Send, status: int, raw: RawHeaders, body: bytes, headers: Headers) -> None:
-    body, encoding = await compressed(body, headers)
+    encoding = None
+    if _JSON in raw:  # what is not text is hardly smaller for it
+        body, encoding = await compressed(body, headers)
     raw.append((b"content-length", b"%d" % len(body)))
     if encoding is not None:
         raw.append((b"content-encoding", encoding.encode()))
@@ -274,7 +293,13 @@ def _path(scope: Scope) -> str:
     """The path below where this application is mounted."""
     path: str = scope["path"]
     root = scope.get("root_path", "")
-    return path[len(root) :] if root and path.startswith(root) else path
+    if not root:
+        return path
+    below = path.removeprefix(root)
+    # uvicorn puts it before the path that came, which has it already where a proxy passes paths on whole.
+    if f"{below}/".startswith(f"{root}/"):
+        below = below.removeprefix(root)
+    return below or "/"
 
 
 def _model_of(path: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ Headers = Mapping[bytes, bytes]  # names in lower case
 
 MIN_COMPRESSED_BYTES = 1024  # less is not worth it
 _THREAD_BYTES = 1 << 16  # what takes longer than a thread's wake-up
+_PART_BYTES = 1 << 18  # done at a time, or else beside the event loop
 _GZIP_OR_ZLIB = 15 + 32  # of zlib: tells them apart itself
 _WBITS = {"gzip": 15 + 16, "deflate": 15}
 
@@ -60,8 +61,7 @@ class BodyReader:
             return body
         if encoding not in _WBITS:
             raise UnsupportedError(f"Content-Encoding: expected gzip or deflate, got {encoding[:40]!r}")
-        if len(body) < _THREAD_BYTES:
-            return decompress(body, self.max_bytes)
+        # However short it is, it may become long.
         return await asyncio.to_thread(decompress, body, self.max_bytes)
 
     async def _received(self, receive: Receive) -> bytes:
@@ -88,13 +88,15 @@ class BodyReader:
 
     async def _rest(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
         """A body of several parts, from the message that has the first on; no more of it than is taken."""
-        parts = bytearray()
+        parts: list[bytes] = []
+        size = 0
         while True:
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
-            parts += message.get("body", b"")
-            if not message.get("more_body") or len(parts) > self.max_bytes:
-                return bytes(parts)
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if not message.get("more_body") or size > self.max_bytes:
+                return await joined(parts)
             message = await receive()
 
     def _look(self) -> None:
@@ -114,15 +116,28 @@ def decompress(data: bytes, max_bytes: int) -> bytes:
         TooLargeError: The contents are larger.
     """
     decompressor = zlib.decompressobj(_GZIP_OR_ZLIB)
+    parts: list[bytes] = []  # short: zlib holds the interpreter's lock while it joins its own
+    size, left = 0, memoryview(data)
     try:
-        content = decompressor.decompress(data, max_bytes + 1)
+        while left and size <= max_bytes and not decompressor.eof:
+            given = left[:_PART_BYTES]
+            parts.append(decompressor.decompress(given, min(_PART_BYTES, max_bytes + 1 - size)))
+            size += len(parts[-1])
+            left = left[len(given) - len(decompressor.unconsumed_tail) :]
     except zlib.error as error:
         raise InputError(f"the body cannot be decompressed: {error}") from error
-    if len(content) > max_bytes:
+    if size > max_bytes:
         raise TooLargeError(f"the body is larger than {max_bytes:,} bytes once decompressed")
-    if not decompressor.eof or decompressor.unused_data:
+    if not decompressor.eof or decompressor.unused_data or left:
         raise InputError("the body cannot be decompressed: it is cut off, or something follows it")
-    return content
+    return b"".join(parts)
+
+
+async def joined(parts: list[bytes]) -> bytes:
+    """Parts in one; if that is long, beside the event loop."""
+    if sum(map(len, parts)) < _PART_BYTES:
+        return b"".join(parts)
+    return await asyncio.to_thread(b"".join, parts)
 
 
 async def compressed(body: bytes, headers: Headers) -> tuple[bytes, str | None]:

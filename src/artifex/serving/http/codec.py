@@ -11,6 +11,7 @@ References:
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,9 +20,11 @@ import orjson
 
 from artifex.generative_models.core.errors import InputError
 from artifex.serving.plane.requests import (
+    NO_EFFECT,
     InferRequest,
     InferResponse,
     Parameters,
+    present,
     refuse_many,
     refuse_shared_memory,
     refuse_unknown,
@@ -38,6 +41,14 @@ from artifex.serving.plane.tensors import (
 
 _KEPT_HEADER_BYTES = 4096
 
+Loads = Callable[[bytes], Any]
+Dumps = Callable[[Any], bytes]
+
+
+def dump_json(content: Any) -> bytes:
+    """JSON of what may hold NumPy arrays."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
 
 @dataclass(slots=True)
 class OutputForm:
@@ -52,12 +63,13 @@ class OutputForm:
 
 
 def decode_request(
-    model: str, version: str, body: bytes, header_length: int | None
+    model: str, version: str, body: bytes, header_length: int | None, loads: Loads = orjson.loads
 ) -> tuple[InferRequest, OutputForm]:
     """A request from an HTTP body.
 
     Args:
         header_length: Bytes of its JSON, where tensors follow; None is all.
+        loads: Parses JSON.
 
     Raises:
         InputError: It is not what the protocol says.
@@ -72,7 +84,7 @@ def decode_request(
             f"Inference-Header-Content-Length is {header_length}, the body has {len(body)} bytes"
         )
     binary = header_length is not None and len(header) <= _KEPT_HEADER_BYTES
-    said = _known_header(header) if binary else _parse_header(header)
+    said = _known_header(header) if binary else _parse_header(header, loads)
     inputs: dict[str, np.ndarray] = {}
     for name, datatype, shape, size, data in said.inputs:
         label = name[:100]
@@ -88,8 +100,13 @@ def decode_request(
     return InferRequest(model, version, said.id, inputs, dict(said.parameters), said.outputs), said.form
 
 
-def encode_response(response: InferResponse, form: OutputForm) -> tuple[list[Any], int | None]:
+def encode_response(
+    response: InferResponse, form: OutputForm, dumps: Dumps = dump_json
+) -> tuple[list[Any], int | None]:
     """The HTTP body of a response.
+
+    Args:
+        dumps: Gives the JSON of what holds NumPy arrays.
 
     Returns:
         The parts of the body, and the bytes of its JSON where tensors follow.
@@ -115,18 +132,18 @@ def encode_response(response: InferResponse, form: OutputForm) -> tuple[list[Any
     if response.parameters:
         content["parameters"] = response.parameters
     content["outputs"] = outputs
-    header = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    header = dumps(content)
     return ([header, *tensors], len(header)) if tensors else ([header], None)
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes, loads: Loads = orjson.loads) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
         InputError: It is something else.
     """
     try:
-        content = orjson.loads(body)
+        content = loads(body)
     except orjson.JSONDecodeError as error:
         raise InputError(f"the body is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -144,9 +161,12 @@ def parameter_values(of: str, parameters: Any) -> Parameters:
     Raises:
         InputError: It is not.
     """
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise InputError(f"{of}: parameters: expected an object")
     refuse_many(f"{of}: parameters", parameters)
+    parameters = {name: value for name, value in present(parameters).items() if name not in NO_EFFECT}
     for name, value in parameters.items():
         if not isinstance(value, bool | int | float | str):
             raise InputError(f"{of}: parameter {short(name)}: expected a string, a number, true or false")
@@ -158,7 +178,7 @@ def _entries(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{name}: expected a list of objects")
     refuse_many(name, entries)
-    return entries
+    return list(map(present, entries))
 
 
 class _InputEntry(NamedTuple):
@@ -181,9 +201,11 @@ class _Header(NamedTuple):
     form: OutputForm
 
 
-def _parse_header(header: bytes) -> _Header:
-    content = parse_object(header)
-    refuse_unknown("request", content, ("id", "parameters", "inputs", "outputs"))
+def _parse_header(header: bytes, loads: Loads = orjson.loads) -> _Header:
+    content = present(parse_object(header, loads))
+    # What KServe's client repeats of the address means nothing more.
+    named = ("model_name", "model_version")
+    refuse_unknown("request", content, ("id", "parameters", "inputs", "outputs", *named))
     request_id = content.get("id", "")
     if not isinstance(request_id, str):
         raise InputError("id: expected a string")

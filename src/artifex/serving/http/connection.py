@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -12,6 +13,7 @@ HEAD_SECONDS = 20.0
 READ_SECONDS = 30.0
 MAX_HEAD_BYTES = 64 << 10
 KEEP_ALIVE_SECONDS = 75
+_JOINED_BYTES = 1 << 18
 
 
 class Connection(HttpToolsProtocol):
@@ -20,6 +22,7 @@ class Connection(HttpToolsProtocol):
     A client may read slowly; one that has read nothing for a while is taken to be gone.
     """
 
+    parser: Any  # a _Parser
     _writes: _JoinedWrites
     _in_head = True
     _head_bytes = 0
@@ -29,6 +32,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins to wait for the first request."""
+        self.parser = _Parser(self)
         self._writes = _JoinedWrites(cast("asyncio.Transport", transport))
         super().connection_made(cast("asyncio.Transport", self._writes))
         self._watch_head()
@@ -58,7 +62,13 @@ class Connection(HttpToolsProtocol):
         """A head ends."""
         self._in_head = False
         self._head_arrived()
-        super().on_headers_complete()
+        if not self.parser.comes_again:
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """A body ends."""
+        if not self.parser.comes_again:
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """A response ends."""
@@ -130,6 +140,51 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
 
+class _Parser:
+    """httptools' parser, to which an offer of another protocol, such as h2c, means nothing.
+
+    httptools itself ends at the head that has one, and a body would be lost. So the head is parsed again
+    without the offer, and what follows it after that.
+    """
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+        self._renew()
+
+    def _renew(self) -> None:
+        self._parser = parser = httptools.HttpRequestParser(self._connection)
+        self.get_method, self.get_http_version = parser.get_method, parser.get_http_version
+        self.should_keep_alive = parser.should_keep_alive
+
+    @property
+    def comes_again(self) -> bool:
+        """Whether the head that has just been parsed had such an offer."""
+        return self._parser.should_upgrade() and self.get_method() != b"CONNECT"
+
+    def should_upgrade(self) -> bool:
+        """Whether to go over to another protocol."""
+        return False
+
+    def feed_data(self, data: bytes) -> None:
+        """Parses what has come."""
+        while True:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                if not self.comes_again:
+                    raise
+                data = self._head() + data[offer.args[0] :]
+                self._renew()
+            else:
+                return
+
+    def _head(self) -> bytes:
+        """The head that has just been parsed, without the offer."""
+        first = self.get_method(), self._connection.url, self.get_http_version().encode()
+        lines = [b"%s: %s\r\n" % header for header in self._connection.headers if header[0] != b"upgrade"]
+        return b"%s %s HTTP/%s\r\n%s\r\n" % (*first, b"".join(lines))
+
+
 class _JoinedWrites:
     """A transport that sends a response's head with the first part of its body.
 
@@ -147,7 +202,11 @@ class _JoinedWrites:
             self._head += data
         else:
             held, self._head = self._head, b""
-            self._transport.write(held + data)
+            if len(data) < _JOINED_BYTES:
+                data = held + data
+            else:  # a copy would take longer than another call
+                self._transport.write(held)
+            self._transport.write(data)
 
     def flush(self) -> None:
         """Sends what is held."""

@@ -15,19 +15,22 @@ from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.batching.queue import Outputs
 from artifex.generative_models.inference.images import is_picture
-from artifex.serving.http.codec import parameter_values, parse_object
+from artifex.serving.http.codec import Loads, dump_json, parameter_values, parse_object
+from artifex.serving.http.json_process import LARGE_BYTES, JsonProcess
 from artifex.serving.plane.dataplane import Call, DataPlane
 from artifex.serving.plane.loaded_model import ServedEndpoint
 from artifex.serving.plane.pictures import decode_pictures
-from artifex.serving.plane.requests import InferRequest
+from artifex.serving.plane.requests import InferRequest, present
 from artifex.serving.plane.statuses import explain
 from artifex.serving.plane.tensors import nested_array
 
-_STREAM_ROWS = 16  # computed together, after the first
+_STREAM_ROWS = 16  # computed together, after the first,
+_STREAM_BYTES = 64 << 20  # where they are not larger than this
+_FORM_BYTES = 1 << 18  # of a form, taken apart at a time
 _SEED = TensorSpec((), np.int64)
 
 
-async def read_generate(request: Request, body: bytes, plane: DataPlane) -> Call:
+async def read_generate(request: Request, body: bytes, plane: DataPlane, json: JsonProcess) -> Call:
     """The call that a generate request asks for.
 
     The body is a JSON object whose properties are inputs and parameters, a picture file, or a form with both;
@@ -40,23 +43,41 @@ async def read_generate(request: Request, body: bytes, plane: DataPlane) -> Call
     _, endpoint = plane.find(model, version)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        content = await _from_form(endpoint, request, body)
+        content = await _from_form(endpoint, request, body, json)
     elif kind.startswith("image/"):
         content = {_picture_input(endpoint): body}
     else:
-        content = parse_object(body) if body.strip() else {}
+        content = await read_object(body, json) if body.strip() else {}
     for name, value in request.query_params.multi_items():
         _add(content, name, _plain(value))
     return await plane.prepare(await _infer_request(endpoint, content, model, version))
 
 
-def generate_response(call: Call, outputs: Mapping[str, np.ndarray]) -> bytes:
+async def generate_response(call: Call, outputs: Mapping[str, np.ndarray], json: JsonProcess) -> bytes:
     """The outputs of a call as a JSON object, nested."""
-    return _dumps({**_origin(call), **outputs})
+    return await _dumped(_origin(call), outputs, json)
+
+
+async def read_object(body: bytes, json: JsonProcess) -> dict[str, Any]:
+    """The JSON object of a body, in which large arrays may be NumPy arrays.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if len(body) < LARGE_BYTES:
+        return parse_object(body)
+    return await json.run(parse_object, body, json.loads)
+
+
+async def _dumped(facts: dict[str, Any], outputs: Mapping[str, np.ndarray], json: JsonProcess) -> bytes:
+    content = facts | {name: _named(array) for name, array in outputs.items()}
+    if sum(array.nbytes for array in outputs.values()) < LARGE_BYTES:
+        return dump_json(content)
+    return await json.run(json.dumps, content)
 
 
 async def generate_events(
-    call: Call, first_rows: Callable[[asyncio.Future[Outputs]], Awaitable[Outputs]]
+    call: Call, first_rows: Callable[[asyncio.Future[Outputs]], Awaitable[Outputs]], json: JsonProcess
 ) -> AsyncIterator[bytes]:
     """The rows of a call as server-sent events, one each, as they are computed.
 
@@ -64,7 +85,8 @@ async def generate_events(
     """
     with call.loaded.in_use():
         num_rows = call.job.num_rows
-        bounds = [0, *range(1, num_rows, _STREAM_ROWS), num_rows]
+        at_once = min(_STREAM_ROWS, max(1, _STREAM_BYTES // call.job.program.bytes_per_row))
+        bounds = [0, *range(1, num_rows, at_once), num_rows]
         ahead = call.submit(bounds[0], bounds[1])
         try:
             for i, start in enumerate(bounds[:-1]):
@@ -73,7 +95,8 @@ async def generate_events(
                     ahead = call.submit(bounds[i + 1], bounds[i + 2])
                 for row in range(bounds[i + 1] - start):
                     values = {name: rows[row] for name, rows in outputs.items()}
-                    yield b"data: %b\n\n" % _dumps({**_origin(call), "index": start + row, **values})
+                    event = await _dumped(_origin(call) | {"index": start + row}, values, json)
+                    yield b"data: %b\n\n" % event
         except Exception as error:  # whatever it is, it is the stream's last event
             if not start:
                 raise
@@ -92,14 +115,15 @@ def _origin(call: Call) -> dict[str, Any]:
     return origin
 
 
-def _dumps(content: dict[str, Any]) -> bytes:
-    # What NumPy does not count among its own dtypes is bfloat16.
-    return orjson.dumps(content, lambda array: array.astype(np.float32), orjson.OPT_SERIALIZE_NUMPY)
+def _named(array: np.ndarray) -> np.ndarray:
+    """An array of a dtype that JSON is made of; NumPy does not count bfloat16 among its own."""
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
 
 
 async def _infer_request(
     endpoint: ServedEndpoint, content: dict[str, Any], model: str, version: str
 ) -> InferRequest:
+    content = present(content)
     request_id, wanted = content.pop("id", ""), content.pop("outputs", None)
     if not isinstance(request_id, str):
         raise InputError("id: expected a string")
@@ -108,34 +132,45 @@ async def _infer_request(
     resize = content.pop("resize", False)
     if not isinstance(resize, bool):
         raise InputError("resize: expected true or false")
-    given = dict(content)
-    for name, value in parameter_values("request", given.pop("parameters", {})).items():
-        _add(given, name, value)
+    for name, value in parameter_values("request", content.pop("parameters", {})).items():
+        _add(content, name, value)
     inputs = {}
-    for name in endpoint.inputs.keys() & given.keys():
-        inputs[name] = await _tensor(name, endpoint.inputs[name], given.pop(name), resize)
-    if isinstance(given.get("seed"), list):
-        inputs["seed"] = nested_array("seed", given.pop("seed"), np.dtype(np.int64))
-    return InferRequest(
-        model, version, request_id, inputs, parameter_values("request", given), wanted or None
-    )
+    for name in endpoint.inputs.keys() & content.keys():
+        inputs[name] = await _tensor(name, endpoint.inputs[name], content.pop(name), resize)
+    if isinstance(content.get("seed"), list | np.ndarray):
+        inputs["seed"] = nested_array("seed", content.pop("seed"), np.dtype(np.int64))
+    parameters = parameter_values("request", content)
+    return InferRequest(model, version, request_id, inputs, parameters, wanted or None)
 
 
 async def _tensor(name: str, spec: TensorSpec, value: Any, resize: bool) -> np.ndarray:
     """An input; one row may come without the axis of rows."""
     files = value if isinstance(value, list) else [value]
     if is_picture(spec) and files and all(isinstance(file, bytes | str) for file in files):
-        contents = [file.encode() if isinstance(file, str) else file for file in files]
-        return await asyncio.to_thread(decode_pictures, name, contents, spec, resize=resize)
-    array = nested_array(name, value, np.dtype(spec.dtype))
+        return await asyncio.to_thread(_pictures, name, files, spec, resize)
+    if isinstance(value, np.ndarray):  # which are long
+        array = await asyncio.to_thread(nested_array, name, value, np.dtype(spec.dtype))
+    else:
+        array = nested_array(name, value, np.dtype(spec.dtype))
     return array[None] if array.ndim == len(spec.shape) else array
 
 
-async def _from_form(endpoint: ServedEndpoint, request: Request, body: bytes) -> dict[str, Any]:
+def _pictures(name: str, files: list[bytes | str], spec: TensorSpec, resize: bool) -> np.ndarray:
+    contents = [file.encode() if isinstance(file, str) else file for file in files]
+    return decode_pictures(name, contents, spec, resize=resize)
+
+
+async def _from_form(
+    endpoint: ServedEndpoint, request: Request, body: bytes, json: JsonProcess
+) -> dict[str, Any]:
     """The values of a form, read from a body that is there already."""
+    starts = iter(range(0, len(body) + 1, _FORM_BYTES))
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
+        await asyncio.sleep(0)  # others come in between
+        start = next(starts)
+        stop = start + _FORM_BYTES
+        return {"type": "http.request", "body": body[start:stop], "more_body": stop <= len(body)}
 
     content: dict[str, Any] = {}
     async with Request(request.scope, receive).form(max_part_size=max(len(body), 1)) as form:
@@ -144,7 +179,8 @@ async def _from_form(endpoint: ServedEndpoint, request: Request, body: bytes) ->
                 picture = name if name in endpoint.inputs else _picture_input(endpoint)
                 _add(content, picture, await value.read())
             else:
-                _add(content, name, _plain(value))
+                large = len(value) >= LARGE_BYTES
+                _add(content, name, await json.run(_plain, value, json.loads) if large else _plain(value))
     return content
 
 
@@ -159,11 +195,11 @@ def _add(content: dict[str, Any], name: str, value: Any) -> None:
         raise InputError(f"{name[:100]!r} is there twice")
 
 
-def _plain(text: str) -> Any:
+def _plain(text: str, loads: Loads = orjson.loads) -> Any:
     """A value of a form or a query string: JSON where it is some, else the text."""
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
+        return loads(text.encode())
+    except (orjson.JSONDecodeError, InputError):
         return text
 
 

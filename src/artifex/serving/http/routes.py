@@ -14,25 +14,32 @@ from starlette.routing import Route, Router
 
 from artifex.generative_models.core.errors import InputError
 from artifex.serving.http.bodies import BodyReader, Headers, compressed
-from artifex.serving.http.codec import parse_object
 from artifex.serving.http.departures import Departures
-from artifex.serving.http.generate_extension import generate_events, generate_response, read_generate
+from artifex.serving.http.generate_extension import (
+    generate_events,
+    generate_response,
+    read_generate,
+    read_object,
+)
+from artifex.serving.http.json_process import JsonProcess
 from artifex.serving.observe.metrics import prometheus_text
 from artifex.serving.pages.index import docs_page, index_page
 from artifex.serving.pages.openapi import openapi
 from artifex.serving.plane.dataplane import DataPlane
 from artifex.serving.plane.descriptions import model_config, model_metadata, server_metadata, statistics
 from artifex.serving.plane.pictures import pictures_as_png
+from artifex.serving.plane.requests import present
 from artifex.serving.plane.statuses import NotFoundError, UnsupportedError
 
 
 class Routes:
     """The requests that are not on the hot path. Their errors are for the caller."""
 
-    def __init__(self, plane: DataPlane, departures: Departures, bodies: BodyReader):
+    def __init__(self, plane: DataPlane, departures: Departures, bodies: BodyReader, json: JsonProcess):
         self._plane = plane
         self._departures = departures
         self._bodies = bodies
+        self._json_process = json
         self.router = Router(self._routes(), redirect_slashes=False, default=_no_page)
 
     def _routes(self) -> list[Route]:
@@ -86,7 +93,7 @@ class Routes:
         return _json({})
 
     async def _generate(self, request: Request) -> Response:
-        call = await read_generate(request, await self._body(request), self._plane)
+        call = await read_generate(request, await self._body(request), self._plane, self._json_process)
         wanted = call.request.outputs
         names = [name for name in call.endpoint.picture_outputs if wanted is None or name in wanted]
         as_png = _wants_png(request)
@@ -98,13 +105,16 @@ class Routes:
         if as_png:
             png = await asyncio.to_thread(pictures_as_png, call.loaded.pipeline, outputs[names[0]])
             return Response(png, media_type="image/png", headers=seed)
-        body, encoding = await compressed(generate_response(call, outputs), _headers(request))
+        answer = await generate_response(call, outputs, self._json_process)
+        body, encoding = await compressed(answer, _headers(request))
         coded = {} if encoding is None else {"content-encoding": encoding}
         return Response(body, media_type="application/json", headers={**seed, **coded})
 
     async def _generate_stream(self, request: Request) -> Response:
-        call = await read_generate(request, await self._body(request), self._plane)
-        events = generate_events(call, lambda rows: self._departures.result(rows, request.receive))
+        call = await read_generate(request, await self._body(request), self._plane, self._json_process)
+        events = generate_events(
+            call, lambda rows: self._departures.result(rows, request.receive), self._json_process
+        )
         first = await anext(events)  # an error before it is a plain response
 
         async def rest() -> Any:
@@ -120,7 +130,7 @@ class Routes:
 
     async def _object(self, request: Request) -> dict[str, Any]:
         body = await self._body(request)
-        return parse_object(body) if body.strip() else {}
+        return present(await read_object(body, self._json_process)) if body.strip() else {}
 
 
 def _wants_png(request: Request) -> bool:

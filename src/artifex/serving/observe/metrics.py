@@ -61,7 +61,9 @@ class ModelCounters:
 
 def prometheus_text(models: Sequence[ModelCounters]) -> bytes:
     """Counters of models and of the process, as they are now, in Prometheus's text format."""
-    return generate_latest(_Counters(models))
+    text = generate_latest(_Counters(models))
+    # It would add `_total` to the names of counters, which Triton's dashboards do not know.
+    return text.replace(b" untyped\n", b" counter\n")
 
 
 class _Counters(Collector):
@@ -100,7 +102,7 @@ class _Counters(Collector):
 def _metric(
     name: str, doc: str, values: Iterable[tuple[tuple[str, ...], float]], kind: str = "unknown"
 ) -> Metric:
-    """Values by their labels. Counters are "unknown": prometheus_client would add `_total` to their names."""
+    """Values by their labels; those of an unknown kind are counters."""
     metric = Metric(name, doc, kind)
     for labels, value in values:
         metric.add_sample(name, dict(zip(_LABELS, labels, strict=False)), value)

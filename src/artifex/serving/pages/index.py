@@ -104,7 +104,10 @@ def _endpoint(name: str, endpoint: ServedEndpoint, plane: DataPlane, base_url: s
     inputs = [_tensor(key, spec) for key, spec in endpoint.inputs.items()]
     if endpoint.draws:
         inputs.append(["seed", "INT64", "[rows]", "random", "one for each row, or one for all"])
-    options = [[key, "", "", str(value), "option"] for key, value in endpoint.options.items()]
+    options = [
+        [key, "", "", str(option.default), "; ".join(["option", *option.words])]
+        for key, option in endpoint.options.items()
+    ]
     outputs = [_tensor(key, spec) for key, spec in endpoint.outputs.items()]
     parts = [
         f"<h3><code>{escape(name)}</code></h3><p>{escape(endpoint.doc)}</p>",

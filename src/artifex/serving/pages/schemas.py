@@ -84,9 +84,13 @@ def generate_options(endpoint: ServedEndpoint, max_rows: int) -> Json:
     for name, spec in endpoint.inputs.items():
         if spec.shape == ():
             options[name] = _of_spec(_element(spec), spec)
-    for name, default in endpoint.options.items():
-        kind = _TYPES.get(type(default))
-        options[name] = {"type": kind, "default": default} if kind else {}
+    for name, option in endpoint.options.items():
+        kind = _TYPES.get(type(option.default))
+        facts = {"minimum": option.minimum, "maximum": option.maximum, "enum": option.choices}
+        stated = {key: value for key, value in facts.items() if value is not None}
+        options[name] = (
+            described({"type": kind, "default": option.default, **stated}, option.doc) if kind else {}
+        )
     return options
 
 

@@ -228,7 +228,8 @@ class DataPlane:
 def _options(endpoint: ServedEndpoint, parameters: Parameters) -> dict[str, Any]:
     """Takes an endpoint's static options out of a request's parameters."""
     options: dict[str, Any] = {}
-    for name, default in endpoint.options.items():
+    for name, option in endpoint.options.items():
+        default = option.default
         if name not in parameters:
             continue
         value: Any = parameters.pop(name)

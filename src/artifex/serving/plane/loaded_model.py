@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from artifex.generative_models.core.endpoint import TensorSpec
-from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.endpoint import Option, TensorSpec
+from artifex.generative_models.core.errors import ArtifexError, InputError
 from artifex.generative_models.inference.batching.batcher import Batcher
 from artifex.generative_models.inference.batching.stats import BatcherStats
 from artifex.generative_models.inference.executor.executor import Executor
@@ -34,7 +34,7 @@ class ServedEndpoint:
         name: Its name within its model.
         inputs: One row of each input.
         outputs: One row of each output.
-        options: Static options and their defaults.
+        options: Static options.
         draws: Whether it draws random numbers, and so takes a seed.
         doc: One line for people.
     """
@@ -42,7 +42,7 @@ class ServedEndpoint:
     name: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
-    options: Mapping[str, Hashable]
+    options: Mapping[str, Option]
     draws: bool
     doc: str
 
@@ -105,7 +105,7 @@ class LoadedModel:
         self.batcher = Batcher(executor, max_queued_rows=max_queued_rows)
         self.refused: Counter[str] = Counter()  # by endpoint: requests that never came to the queue
         self.last_inference = 0  # milliseconds since 1970
-        self._known: set[tuple[Any, ...]] = set()
+        self._known: set[tuple[str, tuple[tuple[str, Hashable], ...]]] = set()
         self._num_users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -125,7 +125,12 @@ class LoadedModel:
 
     def knows(self, endpoint: str, options: Mapping[str, Hashable]) -> bool:
         """Whether a choice of options was traced already; the default one was."""
-        return not options or (endpoint, *sorted(options.items())) in self._known
+        changed = self._changed(endpoint, options)
+        return not changed or (endpoint, changed) in self._known
+
+    def _changed(self, endpoint: str, options: Mapping[str, Hashable]) -> tuple[tuple[str, Hashable], ...]:
+        defaults = self.endpoints[endpoint].options
+        return tuple(sorted((n, value) for n, value in options.items() if value != defaults[n].default))
 
     def learn(self, endpoint: str, options: Mapping[str, Hashable]) -> None:
         """Traces a choice of options, if it is not known.
@@ -139,9 +144,11 @@ class LoadedModel:
             raise InputError(f"{endpoint}: this server compiles {_MAX_CHOICES} choices of options, and has")
         try:
             self.executor.spec(endpoint, **options)
-        except (TypeError, ValueError) as error:  # of the model's own code, which refuses them
+        except ArtifexError:
+            raise
+        except Exception as error:  # of the model's own code, which refuses them in its own way
             raise InputError(f"{endpoint}: it does not take these options") from error
-        self._known.add((endpoint, *sorted(options.items())))
+        self._known.add((endpoint, self._changed(endpoint, options)))
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:

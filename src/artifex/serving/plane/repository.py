@@ -151,7 +151,12 @@ class Repository:
                 if entry.loaded is None:
                     entry.state = "UNAVAILABLE"
                 expected = isinstance(error, ArtifexError | OSError)
-                log_event("loading failed", None if expected else error, model=name, reason=str(error))
+                log_event(
+                    "loading failed",
+                    None if expected else error,
+                    model=name,
+                    reason=str(error) or type(error).__name__,
+                )
                 raise UnloadableError(f"{name}: {entry.reason}; the server's log tells more") from error
             if self._closed:
                 await asyncio.to_thread(loaded.batcher.close)

@@ -14,6 +14,7 @@ from artifex.serving.plane.tensors import short
 
 Parameters = dict[str, bool | int | float | str]
 
+NO_EFFECT = ("content_type", "headers")  # parameters of MLServer's clients, which mean nothing here
 MAX_NAMED = 1024  # tensors or parameters in one place: each takes time in which nobody else is answered
 
 
@@ -44,6 +45,11 @@ class InferResponse:
     id: str
     parameters: Parameters
     outputs: Mapping[str, np.ndarray]
+
+
+def present(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What has a value: many clients send null for what they leave out."""
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def refuse_unknown(of: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from artifex.generative_models.core.keys import RowKeys, default_key_impl, seed_words
+from artifex.generative_models.core.keys import RowKeys, seed_words
 
 MAX_SEED = 2**32 - 1
 _NUM_AHEAD = 256
@@ -24,5 +24,5 @@ class FreshSeeds:
                 return self._ahead.pop()
             except IndexError:  # and not a look beforehand, since there may be other threads
                 seeds = [self._random.getrandbits(32) for _ in range(_NUM_AHEAD)]
-                impl, words = default_key_impl(), seed_words(seeds)
-                self._ahead += [(seed, RowKeys(impl, row)) for seed, row in zip(seeds, words, strict=True)]
+                words = seed_words(seeds)
+                self._ahead += [(seed, RowKeys(row)) for seed, row in zip(seeds, words, strict=True)]

@@ -17,6 +17,7 @@ from artifex.generative_models.core.errors import (
     ClosedError,
     DeadlineExceededError,
     InputError,
+    NonFiniteError,
     Overloaded,
 )
 from artifex.serving.observe.events import log_event
@@ -57,6 +58,7 @@ _STATUS: dict[type[Exception], tuple[int, str]] = {
     TooSlowError: (408, "DEADLINE_EXCEEDED"),
     TooLargeError: (413, "RESOURCE_EXHAUSTED"),
     Overloaded: (429, "RESOURCE_EXHAUSTED"),
+    NonFiniteError: (500, "INTERNAL"),
     UnsupportedError: (501, "UNIMPLEMENTED"),
     UnloadableError: (503, "FAILED_PRECONDITION"),
     NotReadyError: (503, "UNAVAILABLE"),

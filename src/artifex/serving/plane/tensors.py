@@ -75,7 +75,7 @@ def tensor_from_json(name: str, datatype: Any, shape: tuple[int, ...], data: Any
     dtype = dtype_of(name, datatype)
     if datatype == "BF16":
         raise InputError(f"{name}: BF16 has no form in JSON; send it as binary data")
-    if not isinstance(data, list):
+    if not isinstance(data, list | np.ndarray):
         raise InputError(f"{name}: data: expected a list, got {short(data)}")
     array = nested_array(name, data, dtype)
     if array.size != math.prod(shape):
@@ -87,11 +87,16 @@ def nested_array(name: str, data: Any, dtype: np.dtype[Any]) -> np.ndarray:
     """An array from parsed JSON, of the shape that it has there; bytes, as an object array, from strings.
 
     Args:
-        data: An element, or lists of them, to any depth.
+        data: An element, or lists of them, to any depth; or an array of what was parsed before.
 
     Raises:
         InputError: Lists of unequal lengths, elements of another kind, or numbers out of the dtype's range.
     """
+    if isinstance(data, np.ndarray):
+        expected = {"b": "b", "O": "", "i": "biu", "u": "biu"}.get(dtype.kind, "biuf")
+        if data.dtype.kind not in expected:
+            raise InputError(f"{name}: data: expected {_NOUNS[dtype.kind]}")
+        return as_dtype(name, data, dtype)
     elements, shape = _flat(name, data)
     if dtype.kind == "V":  # bfloat16, which NumPy does not count among the floats
         return nested_array(name, data, np.dtype(np.float32)).astype(dtype)
