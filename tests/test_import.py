@@ -12,8 +12,7 @@ from artifex.generative_models.core import checkpointing, errors
 from artifex.generative_models.models import vae
 
 NAMES = {
-    artifex: ["__version__", "load"],
-    core: ["DeviceManager", "Endpoint", "Model", "TensorSpec"],
+    core: ["DeviceManager", "Endpoint", "Model", "Option", "TensorSpec"],
     artifex.ray: ["deployment", "encode_dataset", "generate_dataset", "run_on_ray"],
     serving: ["Tls", "create_app", "run_server"],
     inference: [
@@ -27,6 +26,7 @@ NAMES = {
         "benchmark_inference",
         "benchmark_model",
         "benchmark_vae_inference",
+        "check",
         "denormalize_images",
         "enable_compilation_cache",
         "encode_images_jit",
@@ -43,6 +43,7 @@ NAMES = {
         "tune",
     ],
 }
+NAMES[artifex] = sorted([*NAMES[inference], "Endpoint", "Option", "TensorSpec", "__version__", "load"])
 
 
 @pytest.mark.parametrize("module", NAMES, ids=lambda module: module.__name__)
@@ -77,6 +78,8 @@ def test_the_tree_of_errors_is_the_one_drawn() -> None:
         "LostProcessError": {"ArtifexError"},
         "ClosedError": {"ArtifexError", "RuntimeError"},
         "OutOfDeviceMemoryError": {"ArtifexError"},
+        "DeviceError": {"ArtifexError"},
+        "NonFiniteError": {"ArtifexError", "ArithmeticError"},
         "ArtifexError": {"Exception"},
     }
     found = {name: value for name, value in vars(errors).items() if isinstance(value, type)}

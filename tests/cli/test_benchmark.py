@@ -7,6 +7,7 @@ import pytest
 from brief import measure_briefly
 from PIL import Image
 
+from artifex.cli import benchmark as command
 from artifex.cli.benchmark import progress_on_stderr
 from artifex.generative_models.inference.measure import endpoints as benchmark
 from artifex.generative_models.inference.measure.roofline import Ceilings
@@ -113,6 +114,13 @@ def test_progress_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
     assert "1/4" in terminal.text
 
 
-def test_no_progress_where_nobody_looks():
+@pytest.mark.parametrize(
+    ("seconds", "wanted"), [(5.0, ""), (0.0, "artifex: encode, 8 rows (1 of 4 done, 0 s)\n")]
+)
+def test_a_line_every_few_seconds_where_stderr_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seconds: float, wanted: str
+):
+    monkeypatch.setattr(command, "_LINE_SECONDS", seconds)
     with progress_on_stderr() as progress:
-        assert progress is None
+        progress("encode, 8 rows", 1, 4)
+    assert capsys.readouterr().err == wanted

@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -37,7 +38,11 @@ def test_folder_holds_a_png_each(model: Path, pipeline: InferencePipeline, cli: 
 def test_grid_holds_the_samples_row_by_row(model: Path, pipeline: InferencePipeline, cli: Cli):
     cli("generate", model, "-n", 5, "-o", "out.png", "--batch-size", 4)
     grid = np.asarray(Image.open("out.png"))
+    assert grid.shape == (2 * 178 - 2, 3 * 178 - 2)  # two rows of three, 22 times as large, to be seen
+    cli("generate", model, "-n", 5, "-o", "out.png", "--batch-size", 4, "--scale", 1)
+    grid, large = np.asarray(Image.open("out.png")), grid
     assert grid.shape == (18, 28)  # two rows of three, two pixels apart
+    np.testing.assert_array_equal(large[:176:22, 356:532:22], grid[:8, 20:28])
     expected = samples(pipeline, 5, 0)[..., 0]
     np.testing.assert_array_equal(grid[:8, 20:28], expected[2])
     np.testing.assert_array_equal(grid[10:18, 10:18], expected[4])
@@ -88,6 +93,8 @@ def test_resume_refuses_another_seed(
     again = ("generate", model, "-n", 8, "-o", "out.npy", "--resume")
     assert "seed was 0 and is 1 now" in failing_cli(*again, "--seed", 1)
     assert "batch_size was 64 and is 4 now" in failing_cli(*again, "--batch-size", 4)
+    with jax.threefry_partitionable(False):
+        assert "settings was" in failing_cli(*again)
     cli(*again)
     assert np.load("out.npy").shape == (8, 8, 8, 1)
 

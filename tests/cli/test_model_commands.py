@@ -113,3 +113,37 @@ def test_demo_draws_and_times(cli: Cli, folder: Path):
     assert figure.shape[2] == 3
     assert figure.min() < 30  # there is ink on the paper
     assert (figure[0] == 255).all()
+
+
+@pytest.fixture
+def halves(tiny_vae: VAE, folder: Path) -> None:
+    """A checkpoint in bfloat16 of a family that has float32."""
+    graphdef, state = nnx.split(tiny_vae)
+    half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), state)
+    with setup_checkpoint_manager("run")[0] as manager:
+        save_checkpoint(manager, nnx.merge(graphdef, half), 7)
+    Path("config.json").write_text(json.dumps(dict(tiny_vae.config)))
+
+
+def test_export_casts_a_checkpoint_to_the_dtype_of_its_family(halves: None, cli: Cli, failing_cli: Cli):
+    args = ("export", "run", "exported", "--config", "config.json")
+    assert "dtype= or --dtype to cast" in failing_cli(*args)
+    assert "'vae' has float32 weights by this config" in failing_cli(*args, "--dtype", "bfloat16")
+    assert not Path("exported").exists()
+    cli(*args, "--dtype", "float32")
+    assert "final_loss" not in cli("inspect", "exported")
+    leaves = jax.tree.leaves(nnx.state(load_exported_model("exported")[0]))
+    assert {leaf.dtype.name for leaf in leaves} == {"float32"}
+
+
+def test_export_takes_an_item(checkpoint: Path, cli: Cli, failing_cli: Cli):
+    args = ("export", "run", "exported", "--config", "config.json", "--item")
+    assert "no item 'ema' in" in failing_cli(*args, "ema")
+    assert json.loads(cli(*args, "model", "--json"))["final_loss"] is None
+
+
+def test_what_jax_notes_on_an_error_is_left_out(checkpoint: Path, failing_cli: Cli):
+    config = json.loads(Path("config.json").read_bytes())
+    Path("config.json").write_text(json.dumps(config | {"latent_dim": -1}))
+    said = failing_cli("export", "run", "exported", "--config", "config.json")
+    assert said == "latent_dim: expected integers from 1 to 65536, got -1"

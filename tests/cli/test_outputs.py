@@ -4,7 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from artifex.cli import app
 from artifex.cli.outputs import open_output
 from artifex.generative_models.core.errors import InputError
 
@@ -52,6 +54,9 @@ def test_unwritable_folder_says_one_line(model: Path, failing_cli: FailingCli, n
         (["-o", "out.png", "--resume"], "out.png: --resume needs a .npy output"),
         (["-o", "folder", "--resume"], "folder: --resume needs a .npy output"),
         (["-o", "full"], "full is not empty"),
+        (["-o", "out.npy", "--scale", "2"], "out.npy: --scale is for a .png grid"),
+        (["-o", "out/", "--scale", "2"], "out/: --scale is for a .png grid"),
+        (["-o", "out.png", "-n", "900", "--scale", "64"], "out.png: a grid of 900 pictures"),
         (["-o", "out.png", "-n", "2000000"], "out.png: a grid of 2,000,000 pictures"),
         (["-o", "out.npy", "-n", str(10**15)], "out.npy.partial: "),
         (["--devices", "9"], "num_devices: expected 1 to 2"),
@@ -62,3 +67,23 @@ def test_impossible_output_says_one_line(model: Path, failing_cli: FailingCli, a
     Path("full/notes.txt").touch()
     assert failing_cli("generate", model, *args).startswith(message)
     assert not list(Path().glob("out*"))
+
+
+@pytest.mark.parametrize("command", ["generate", "decode", "reconstruct", "interpolate"])
+def test_scales_out_of_range_are_usage_errors(model: Path, command: str):
+    for scale in ("0", "-1", "65", "1.5"):
+        result = CliRunner().invoke(app, [command, str(model), "a", "b", "--scale", scale])
+        assert result.exit_code == 2
+        assert "--scale" in result.stderr
+
+
+def test_words_beside_pictures_have_room(folder: Path):
+    pictures = np.zeros((1, 8, 4, 1), np.uint8)
+    widths = []
+    for scale in (1, 3):
+        with open_output("x.png", pictures.shape, job={}, scale=scale, labels=("above", "below")) as output:
+            output.write(pictures)
+        with Image.open("x.png") as picture:
+            widths.append(picture.width)
+    assert widths[0] == 4
+    assert widths[1] > 12

@@ -13,6 +13,8 @@ from forked import Python
 from typer.testing import CliRunner
 
 from artifex.cli import app
+from artifex.cli.serve import _named
+from artifex.serving import create_app
 
 Fails = Callable[..., str]
 PORTS = ["--port", "0", "--grpc-port", "0"]
@@ -62,6 +64,18 @@ def serve_events(*args: object) -> list[dict[str, object]]:
     assert result.exit_code == 1, result.stderr
     assert result.stdout == ""
     return [json.loads(line) for line in result.stderr.splitlines()]
+
+
+@pytest.mark.parametrize("command", ["inspect", "reconstruct", "serve"])
+def test_devices_that_are_not_there_are_one_line(model: Path, spawn: Callable[..., Python], command: str):
+    before = "import jax; jax.config.update('jax_platforms', 'cuda')"
+    args = {"reconstruct": ["a.npy", "-o", "b.npy"], "serve": PORTS}.get(command, [])
+    process = spawn(command, model, *args, before=before)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (1, "")
+    *_, said = [line for line in stderr.splitlines() if "cuda" in line]
+    assert "Traceback" not in stderr
+    assert "reason" in said if command == "serve" else stderr == f"{said}\n"
 
 
 def test_an_unknown_model_ends_the_server_and_says_why():
@@ -164,3 +178,17 @@ def test_without_the_extra_it_says_what_to_install(
     monkeypatch.setattr(sys, "meta_path", [Missing(missing), *sys.meta_path])
     said = failing_cli("serve", model, *PORTS)
     assert said == f"{missing} is not installed: pip install 'artifex[serve]'"
+
+
+def test_models_go_by_the_names_that_were_typed(folder: Path):
+    Path(".hidden/abc").mkdir(parents=True)
+    Path("current").symlink_to(".hidden/abc")
+    models = ["current", ".hidden/abc/", "a=current", "b=nowhere:make", "nowhere:model"]
+    assert _named(models) == {
+        "current": "current",
+        "abc": ".hidden/abc/",
+        "a": "current",
+        "b": "nowhere:make",
+        "model": "nowhere:model",
+    }
+    assert list(create_app(["current", ".hidden/abc"]).plane.repository.entries) == ["current", "abc"]

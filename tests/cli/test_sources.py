@@ -1,12 +1,18 @@
 import contextlib
+import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from artifex.cli import app
 from artifex.generative_models.inference.offline.sources import ArrayFile, open_picture, open_pictures
 
 FailingCli = Callable[..., str]
@@ -22,7 +28,6 @@ def read(*paths: str, shape: tuple[int, ...] = GREY, resize: bool = False) -> np
 def files(small: np.ndarray, folder: Path) -> np.ndarray:
     """Ten pictures in a folder, named so that their order is not that of writing."""
     Path("pictures").mkdir()
-    Path("pictures/notes.txt").touch()
     for number in reversed(range(10)):
         Image.fromarray(small[number, ..., 0]).save(f"pictures/{number}.png")
     return small[:10]
@@ -174,3 +179,96 @@ def test_bad_input_says_one_line(
     before = sorted(Path().iterdir())
     assert failing_cli("encode", model, *paths.split(), "-o", "latents.npy").startswith(message)
     assert [path for path in sorted(Path().iterdir()) if ".partial" not in path.name] == before
+
+
+def put_other_things_in(folder: Path) -> None:
+    for name in ("._0.png", ".DS_Store", "a.tif", "b.tif", "README"):
+        (folder / name).write_bytes(b"no picture")
+    for name in ("x.png", "more"):
+        (folder / name).mkdir()
+
+
+LEFT_OUT = "pictures: 10 pictures; left out: 2 .tif, 2 folders, 2 hidden, 1 without a suffix"
+
+
+@pytest.mark.parametrize("command", ["encode", "reconstruct"])
+def test_what_a_folder_leaves_out_is_said_in_one_line(files: np.ndarray, model: Path, command: str):
+    put_other_things_in(Path("pictures"))
+    np.testing.assert_array_equal(read("pictures"), files)
+    result = CliRunner().invoke(app, [command, str(model), "pictures", "-o", "x.npy"])
+    assert result.exit_code == 0
+    assert result.stderr == f"artifex: warning: {LEFT_OUT}\n"
+
+
+def test_a_folder_without_pictures_tells_what_is_there(model: Path, failing_cli: FailingCli):
+    Path("pictures").mkdir()
+    put_other_things_in(Path("pictures"))
+    said = failing_cli("encode", model, "pictures")
+    assert said.endswith("there are 2 .tif, 2 folders, 2 hidden, 1 without a suffix")
+
+
+def test_a_job_goes_on_when_its_broken_file_is_mended(
+    files: np.ndarray, model: Path, cli: Callable[..., str], failing_cli: FailingCli
+):
+    args = ("encode", model, "pictures", "--batch-size", 1)
+    cli(*args, "-o", "whole.npy")
+    Path("pictures/9.png").write_bytes(b"broken")
+    said = failing_cli(*args, "-o", "x.npy")
+    assert said.startswith("pictures/9.png: not a picture that can be read")
+    assert "rows are kept in x.npy.partial" in said
+    Image.fromarray(files[9, ..., 0]).save("pictures/9.png")
+    facts = json.loads(cli(*args, "-o", "x.npy", "--resume", "--json"))
+    assert facts["resumed_at"] > 0
+    assert Path("x.npy").read_bytes() == Path("whole.npy").read_bytes()
+
+
+def test_a_job_does_not_go_on_when_a_file_that_is_done_changed(
+    files: np.ndarray, model: Path, failing_cli: FailingCli
+):
+    args = ("encode", model, "pictures", "--batch-size", 1, "-o", "x.npy")
+    Path("pictures/9.png").write_bytes(b"broken")
+    failing_cli(*args)
+    Image.fromarray(255 - files[0, ..., 0]).save("pictures/0.png")
+    assert "cannot resume x.npy: images was" in failing_cli(*args, "--resume")
+    Path("pictures/9.png").unlink()
+    assert "cannot resume x.npy: images was" in failing_cli(*args, "--resume")
+
+
+@pytest.fixture
+def parquet(files: np.ndarray) -> Path:
+    """The pictures in two parts, an empty one between them and what others keep beside them."""
+    Path("parts/.hidden").mkdir(parents=True)
+    Path("parts/.hidden/a.parquet").write_bytes(b"none of ours")
+    contents = [Path(f"pictures/{i}.png").read_bytes() for i in range(10)]
+    parts = {"a": contents[:4], "b": [], "c": contents[4:]}
+    for name, part in parts.items():
+        kind = pa.binary() if part else pa.null()
+        pq.write_table(pa.table({"image": pa.array(part, kind)}), f"parts/{name}.parquet")
+    return Path("parts")
+
+
+def test_parquet_files_are_read_as_they_are(
+    files: np.ndarray, parquet: Path, model: Path, cli: Callable[..., str], failing_cli: FailingCli
+):
+    np.testing.assert_array_equal(np.concatenate(list(open_pictures([parquet], GREY).rows())), files)
+    np.save("x.npy", files)
+    for paths in (["x.npy"], ["parts"], ["parts/a.parquet", "parts/c.parquet"]):
+        cli("encode", model, *paths, "-o", f"{len(paths[0])}.npy")
+    assert Path("5.npy").read_bytes() == Path("15.npy").read_bytes()
+    cli("reconstruct", model, "parts", "-o", "x.png")
+    np.testing.assert_array_equal(open_picture("parts/c.parquet:2", GREY), files[6])
+    np.testing.assert_array_equal(open_picture("parts", GREY), files[0])
+    said = failing_cli("encode", model, "parts", "--column", "picture")
+    assert said == "parts/a.parquet: no column 'picture'; it has image"
+    assert "either Parquet files or other pictures" in failing_cli("encode", model, "parts", "pictures")
+
+
+def test_parquet_needs_what_reads_it(
+    parquet: Path, model: Path, failing_cli: FailingCli, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delitem(
+        sys.modules, "artifex.generative_models.inference.offline.parquet_pictures", raising=False
+    )
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    said = failing_cli("encode", model, "parts/a.parquet")
+    assert said == "pyarrow is not installed: pip install 'artifex[parquet]'"

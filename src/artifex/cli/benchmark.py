@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ PlotOut = Annotated[
     Path | None, typer.Option("--plot", metavar="CURVE.png", help="Draw the curves as a picture.")
 ]
 
+_LINE_SECONDS = 5.0  # between lines of progress where there is no terminal
+
 
 def benchmark(
     model: Model,
@@ -39,20 +42,14 @@ def benchmark(
 ) -> None:
     """Measure latency, throughput and how close they come to the machine's limit."""
     from artifex.cli.plot import check_curve, curves_of, save_curve
-    from artifex.cli.run import compute_dtype, mesh_of
-    from artifex.generative_models.inference.executor.executor import Executor
+    from artifex.cli.run import compute_dtype, load_executor, mesh_of
     from artifex.generative_models.inference.executor.settings import powers_up_to
-    from artifex.generative_models.inference.formats.loading import load_exported_model
     from artifex.generative_models.inference.measure.endpoints import benchmark_model
 
     if plot is not None:
         check_curve(plot)
-    executor = Executor(
-        load_exported_model(model)[0],
-        mesh=mesh_of(devices),
-        batch_sizes=batch_size or powers_up_to(64),
-        dtype=compute_dtype(dtype),
-    )
+    sizes = batch_size or powers_up_to(64)
+    executor = load_executor(model, sizes, mesh=mesh_of(devices), dtype=compute_dtype(dtype))
     with progress_on_stderr() as progress:
         found = benchmark_model(executor, endpoints=endpoint, num_runs=num_runs, progress=progress)
     facts = {
@@ -70,18 +67,28 @@ def benchmark(
 
 
 @contextmanager
-def progress_on_stderr() -> Iterator[Callable[[str, int, int], None] | None]:
+def progress_on_stderr() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr for what measures: a function of what comes next, how much is done, and of how much.
 
-    None where stderr is no terminal.
+    Where stderr is no terminal, a line every few seconds says the same.
     """
     if not sys.stderr.isatty():
-        yield None
+        begun = told = time.monotonic()
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if now >= told + _LINE_SECONDS:
+                told = now
+                typer.echo(f"artifex: {what} ({done} of {total} done, {now - begun:.0f} s)", err=True)
+
+        yield tell
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    times = (TimeElapsedColumn(), "passed,", TimeRemainingColumn(), "to go")
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), *times)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("")
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from artifex.cli.options import AsJson, Batches, Model, PicturesOut, takes_groups
+from artifex.cli.options import AsJson, Batches, Model, PictureScale, PicturesOut, takes_groups
 
 
 @takes_groups
@@ -18,6 +18,7 @@ def decode(
     ],
     output: PicturesOut = "decoded.png",
     *,
+    picture_scale: PictureScale = None,
     batches: Batches,
     as_json: AsJson = False,
 ) -> None:
@@ -35,5 +36,5 @@ def decode(
         lambda wanted: pipeline.decode_chunks(rows.rows(wanted.start, wanted.stop)),
         {"latents": rows.identity()},
     )
-    facts = run(pipeline, job, output, batches)
+    facts = run(pipeline, job, output, batches, scale=picture_scale)
     report({**facts, "model": model}, "picture", as_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifex.cli.options import ArrayOut, AsJson, Images, Model, Resize, Scale, takes_groups
+from artifex.cli.options import ArrayOut, AsJson, Column, Images, Model, Resize, Scale, takes_groups
 
 
 @takes_groups
@@ -11,6 +11,7 @@ def encode(
     images: Images,
     output: ArrayOut = "latents.npy",
     resize: Resize = False,
+    column: Column = "image",
     *,
     scale: Scale,
     as_json: AsJson = False,
@@ -18,13 +19,14 @@ def encode(
     """Encode pictures to the means of their posteriors."""
     from artifex.cli.multiprocess import join, run_job
     from artifex.cli.on_ray import on_actors
-    from artifex.cli.run import Job, open_pipeline, report
+    from artifex.cli.run import Job, open_pipeline, report, say_left_out
     from artifex.generative_models.core.errors import InputError
     from artifex.generative_models.core.processes import together
     from artifex.generative_models.inference.offline.sources import open_pictures
 
-    if on_ray := on_actors("encode_dataset", scale):
-        facts = on_ray(model, images, output, resize=resize)
+    if on_ray := on_actors("encode_dataset", model, scale):
+        facts = on_ray(images, output, resize=resize, column=column)
+        say_left_out(facts.pop("left_out", ""))
         report({**facts, "model": model}, "latent", as_json)
         return
     if not output.lower().endswith(".npy"):
@@ -32,7 +34,8 @@ def encode(
     join(scale, model, output)
     pipeline = open_pipeline(model, scale)
     inputs, outputs = pipeline.executor.spec("encode")
-    pictures = together(lambda: open_pictures(images, inputs["x"].shape, resize=resize))
+    pictures = together(lambda: open_pictures(images, inputs["x"].shape, resize=resize, column=column))
+    say_left_out(getattr(pictures, "left_out", ""))
     latent = outputs["mean"]
     job = Job(
         "encode",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from artifex.cli.options import AsJson
+from artifex.cli.options import AsJson, ComputeDtype
 
 
 def export(
@@ -24,12 +24,17 @@ def export(
     config: Annotated[
         Path, typer.Option(help="The model's constructor arguments, as JSON.", show_default=False)
     ],
-    final_loss: Annotated[float, typer.Option(help="Loss at the end of training.", show_default=False)],
     model_type: Annotated[str, typer.Option(help="Name of an installed family.")] = "vae",
     step: Annotated[int | None, typer.Option(min=0, help="Training step; the latest if left out.")] = None,
-    training_steps: Annotated[
-        int | None, typer.Option(min=0, help="Length of the training; the step if left out.")
+    item: Annotated[
+        str | None, typer.Option(help="Item of the checkpoint that holds the model, where it has several.")
     ] = None,
+    dtype: Annotated[ComputeDtype | None, typer.Option(help="Dtype to cast the weights to.")] = None,
+    training_steps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Length of the training; the checkpoint's step if left out."),
+    ] = None,
+    final_loss: Annotated[float | None, typer.Option(help="Loss at the end of training.")] = None,
     image_range: Annotated[
         tuple[float, float], typer.Option(metavar="LOW HIGH", help="Range of the model's pixel values.")
     ] = (0.0, 1.0),
@@ -44,12 +49,15 @@ def export(
     template = abstract_model(model_type, read_json(config))
     manager, _ = setup_checkpoint_manager(checkpoint_dir, create=False)
     with manager:
-        model, restored_step = load_checkpoint(manager, template, step)
-    if restored_step is None:
-        restored_step = training_steps
-    if restored_step is None:
-        raise InputError(f"{checkpoint_dir}: this checkpoint has no step; pass --training-steps")
-    if training_steps is None:
+        model, restored_step = load_checkpoint(manager, template, step, item=item, dtype=dtype)
+    if _float_dtypes(model) != (of_family := _float_dtypes(template)):
+        raise InputError(
+            f"--dtype {dtype}: '{model_type}' has {', '.join(sorted(of_family))} weights by this config, and "
+            "so must its export; the commands that run it have a --dtype of their own"
+        )
+    if restored_step is None:  # a checkpoint that was saved by itself
+        restored_step = training_steps or 0
+    elif training_steps is None:
         training_steps = restored_step
     path = export_model(
         model,
@@ -67,3 +75,12 @@ def export(
         "final_loss": final_loss,
     }
     typer.echo(json.dumps(facts) if as_json else f"step {restored_step} exported to {path}")
+
+
+def _float_dtypes(model: Any) -> set[str]:
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))}
+    return {dtype.name for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}

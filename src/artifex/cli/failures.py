@@ -54,7 +54,8 @@ def _expected() -> tuple[type[Exception], ...]:
 def _explain(ctx: Any, message: str, error: BaseException) -> None:
     if ctx.find_root().params["debug"]:
         traceback.print_exception(error)
-    text = "; ".join([message, *getattr(error, "__notes__", ())])
+    notes = [note for note in getattr(error, "__notes__", ()) if not note.startswith("-----")]  # of JAX
+    text = "; ".join([message, *notes])
     typer.echo("artifex: " + " ".join(text.split()), err=True)
 
 

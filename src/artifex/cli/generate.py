@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Annotated
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
-from artifex.cli.options import AsJson, Model, PicturesOut, Scale, Seed, takes_groups
+from artifex.cli.options import AsJson, Model, PictureScale, PicturesOut, Scale, Seed, takes_groups
 
 
 @takes_groups
@@ -20,6 +21,11 @@ def generate(
         float, typer.Option(min=0, help="Spread of the prior; 1 is the model's own.")
     ] = 1.0,
     *,
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", metavar="NAME=VALUE", help="An input or option of the model, such as label=3."),
+    ] = [],  # noqa: B006 - typer makes a list of its own
+    picture_scale: PictureScale = None,
     scale: Scale,
     as_json: AsJson = False,
 ) -> None:
@@ -29,16 +35,38 @@ def generate(
     from artifex.cli.run import Job, open_pipeline, picture_shape, report
     from artifex.generative_models.core.keys import sample_key
 
-    given = {"seed": seed, "temperature": temperature}
-    if on_ray := on_actors("generate_dataset", scale):
-        facts = on_ray(model, num_samples, output, seed=seed, temperature=temperature)
+    chosen = dict(map(_setting, settings))
+    given = {"seed": seed, "temperature": temperature, **({"set": chosen} if chosen else {})}
+    if on_ray := on_actors("generate_dataset", model, scale):
+        facts = on_ray(num_samples, output, seed=seed, temperature=temperature, given=chosen)
         report({**facts, "model": model, **given}, "sample", as_json)
         return
     join(scale, model, output)
     pipeline = open_pipeline(model, scale)
     key = sample_key(seed)
-    draw = functools.partial(pipeline.generate_chunks, key=key, temperature=temperature)
+
+    def run(rows: range) -> Iterator[Any]:
+        how: dict[str, Any] = {"key": key, "temperature": temperature, "given": chosen}
+        return pipeline.generate_chunks(num_samples, first_row=rows.start, stop=rows.stop, **how)
+
     shape = (num_samples, *picture_shape(pipeline, "generate"))
-    job = Job("generate", shape, lambda rows: draw(rows.stop, first_row=rows.start), given, key=key)
-    facts = run_job(pipeline, job, output, scale)
+    known = pipeline.executor.endpoints["generate"].options
+    options = {name: value for name, value in chosen.items() if name in known}
+    job = Job("generate", shape, run, given, key=key, options=options)
+    facts = run_job(pipeline, job, output, scale, scale=picture_scale)
     report({**facts, "model": model, **given}, "sample", as_json)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A name and its value: a number, a list, true, or else a string."""
+    from artifex.generative_models.core.errors import InputError
+
+    name, equals, value = text.partition("=")
+    if name in ("seed", "temperature", "num_samples"):
+        raise InputError(f"--set {text}: --{name.replace('_', '-')} is an option of its own")
+    if not equals or not name.isidentifier():
+        raise InputError(f"--set {text}: expected NAME=VALUE, such as label=3")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

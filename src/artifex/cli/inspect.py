@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 
 def inspect(model: Model, as_json: AsJson = False) -> None:
     """Show a model's endpoints, size and training, and the devices there are."""
+    from artifex.cli.factories import is_factory
+    from artifex.cli.run import load_model
     from artifex.generative_models.inference.formats.loading import find_model
-    from artifex.generative_models.inference.pipeline import load_pipeline
 
-    pipeline = load_pipeline(model)
-    directory = find_model(model).absolute()
+    pipeline = load_model(model)
+    directory = None if is_factory(model) else find_model(model).absolute()
+    files = () if directory is None else (file for file in directory.rglob("*") if file.is_file())
     facts = {
         "model": model,
-        "directory": str(directory),
-        "model_type": pipeline.metadata["model_type"],
+        "directory": None if directory is None else str(directory),
+        "model_type": pipeline.metadata.get("model_type"),
         "parameters": pipeline.executor.num_parameters,
-        "bytes_on_disk": sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()),
+        "bytes_on_disk": sum(file.stat().st_size for file in files),
         "config": pipeline.config,
         "training": {name: value for name, value in pipeline.metadata.items() if name != "model_type"},
         "endpoints": {name: _endpoint(pipeline.executor, name) for name in pipeline.executor.endpoints},
@@ -49,7 +51,7 @@ def _endpoint(executor: Executor, name: str) -> dict[str, Any]:
         "doc": endpoint.doc,
         "inputs": _tensors(inputs),
         "outputs": _tensors(outputs),
-        "options": dict(endpoint.options),
+        "options": endpoint.defaults,
     }
 
 
@@ -80,10 +82,10 @@ def _show(facts: dict[str, Any]) -> None:
 
     console = Console(markup=False, highlight=False)
     console.print(facts["model"], style="bold", end=": ", soft_wrap=True)
-    console.print(
-        f"{facts['model_type']}, {facts['parameters']:,} parameters, {_size(facts['bytes_on_disk'])} on disk"
-    )
-    console.print(facts["directory"], style="dim", soft_wrap=True)
+    size = "" if facts["directory"] is None else f", {_size(facts['bytes_on_disk'])} on disk"
+    console.print(f"{facts['model_type'] or 'a model'}, {facts['parameters']:,} parameters{size}")
+    if facts["directory"] is not None:
+        console.print(facts["directory"], style="dim", soft_wrap=True)
     tables = [
         _table(("Endpoint", "Takes", "Gives"), _endpoint_rows(facts["endpoints"])),
         _table(("Config", ""), _fact_rows(facts["config"])),
@@ -91,8 +93,9 @@ def _show(facts: dict[str, Any]) -> None:
         _table(("Device", "Kind", "Memory"), map(_device_row, facts["devices"])),
     ]
     for table in tables:
-        console.print()
-        console.print(table)
+        if table.rows:
+            console.print()
+            console.print(table)
 
 
 def _table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from artifex.cli.options import AsJson, Batches, Devices, Dtype, Model, PicturesOut, Resize
+from artifex.cli.options import AsJson, Batches, Devices, Dtype, Model, PictureScale, PicturesOut, Resize
 
 _HELP = "A picture file, or a row of an array: digits.npz:3."
 
@@ -18,6 +18,7 @@ def interpolate(
     steps: Annotated[int, typer.Option(min=2, help="Pictures in all, both ends included.")] = 8,
     output: PicturesOut = "interpolation.png",
     resize: Resize = False,
+    picture_scale: PictureScale = None,
     devices: Devices = None,
     dtype: Dtype = None,
     as_json: AsJson = False,
@@ -40,5 +41,5 @@ def interpolate(
         lambda _: iter([np.asarray(pipeline.interpolate(first, last, steps))]),
         {"command": "interpolate"},
     )
-    facts = run(pipeline, job, output, batches, columns=steps)
+    facts = run(pipeline, job, output, batches, columns=steps, scale=picture_scale)
     report({**facts, "model": model}, "picture", as_json)

@@ -14,6 +14,7 @@ import typer
 
 from artifex import __version__
 from artifex.cli.benchmark import benchmark
+from artifex.cli.check import check
 from artifex.cli.decode import decode
 from artifex.cli.demo import demo
 from artifex.cli.encode import encode
@@ -42,6 +43,7 @@ for command in (
     reconstruct,
     interpolate,
     export,
+    check,
     benchmark,
     tune,
     serve,

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import typer
 
+from artifex.cli.factories import is_factory
 from artifex.cli.run import Job, compile_batches, exhaust, run
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.processes import join_processes
@@ -43,11 +44,17 @@ def join(scale: Scale, model: str, output: str) -> None:
     _keep_libraries_off_stdout()
     join_processes(scale.coordinator, scale.num_processes, scale.process_id, timeout=scale.join_timeout)
     atexit.register(_leave_if_failed)
-    check_same_model(model)
+    if not is_factory(model):
+        check_same_model(model)
 
 
-def run_job(pipeline: InferencePipeline, job: Job, output: str, scale: Scale) -> dict[str, Any]:
+def run_job(
+    pipeline: InferencePipeline, job: Job, output: str, settings: Scale, **grid: Any
+) -> dict[str, Any]:
     """Runs a job in this process; or this process's rows of it, while the others run theirs.
+
+    Args:
+        **grid: How a grid of pictures looks, where this process alone draws one.
 
     Returns:
         The facts of the run, of all processes together.
@@ -55,8 +62,8 @@ def run_job(pipeline: InferencePipeline, job: Job, output: str, scale: Scale) ->
     Raises:
         typer.Exit: All is done, and process 0 is the one that says so.
     """
-    if scale.coordinator is None:
-        return run(pipeline, job, output, scale)
+    if settings.coordinator is None:
+        return run(pipeline, job, output, settings, **grid)
     compile_seconds = compile_batches(pipeline, job, job.shape[0])
     rounds = write_together(
         pipeline.executor,
@@ -67,7 +74,7 @@ def run_job(pipeline: InferencePipeline, job: Job, output: str, scale: Scale) ->
         np.dtype(job.dtype),
         job=job.identity(pipeline),
         key=job.key,
-        resume=scale.resume,
+        resume=settings.resume,
     )
     resumed_at = len(next(rounds))
     facts = exhaust(rounds, job, Path(output), resumed_at, compile_seconds, is_shown=_is_first())

@@ -36,11 +36,24 @@ def runs_on_ray(
     return True
 
 
-def on_actors(name: str, scale: Scale) -> Callable[..., dict[str, Any]] | None:
+def refuse_factory(model: str) -> None:
+    """Refuses a model that the processes on Ray cannot find.
+
+    Raises:
+        InputError: It is `module:factory`.
+    """
+    from artifex.cli.factories import is_factory  # importing it imports JAX
+
+    if is_factory(model):
+        raise InputError(f"{model}: a factory does not go with --engine ray; export its model")
+
+
+def on_actors(name: str, model: str, scale: Scale) -> Callable[..., dict[str, Any]] | None:
     """A function of `artifex.ray` that runs a job as a command's options say; None where it runs here.
 
     Raises:
-        InputError: Options that do not go together, or what the function needs is not installed.
+        InputError: Options that do not go together, a factory as the model, or what the function needs is
+            not installed.
     """
     if not runs_on_ray(
         scale.engine,
@@ -53,10 +66,12 @@ def on_actors(name: str, scale: Scale) -> Callable[..., dict[str, Any]] | None:
         return None
     from artifex import ray
 
+    refuse_factory(model)
     with needs("ray"):
         function = getattr(ray, name)
     return functools.partial(
         function,
+        model,
         batch_size=scale.batch_size,
         dtype=None if scale.dtype is None else scale.dtype.value,
         num_actors=scale.actors or 1,

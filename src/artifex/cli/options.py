@@ -35,14 +35,24 @@ def _device_count(value: str | None) -> str | None:
 
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A bundled model or an export directory.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A bundled model, an export directory, or module:factory.", show_default=False
+    ),
 ]
 Images = Annotated[
     list[Path],
     typer.Argument(
-        metavar="IMAGES", help="Folders, picture files, or one .npy or .npz array.", show_default=False
+        metavar="IMAGES",
+        help="Folders, picture files, Parquet files, or one .npy or .npz array.",
+        show_default=False,
     ),
 ]
+PictureScale = Annotated[
+    int | None,
+    typer.Option("--scale", min=1, max=64, help="Size of a pixel in a .png grid; chosen if left out."),
+]
+Column = Annotated[str, typer.Option(help="Column of Parquet files that holds the pictures.")]
 PicturesOut = Annotated[
     str, typer.Option("--output", "-o", help="A .png grid, a .npy array, or a folder of PNGs.")
 ]

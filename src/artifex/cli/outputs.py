@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from artifex.generative_models.core.directories import local_path
 from artifex.generative_models.core.errors import InputError, OutputError
 from artifex.generative_models.inference.images import PICTURE_CHANNELS, PictureGrid, to_pillow
 from artifex.generative_models.inference.offline.npy import NpyWriter
@@ -25,20 +26,29 @@ class PngGrid(AbstractContextManager["PngGrid"]):
         path: The file; one that is there is replaced when the new one is whole.
         shape: Shape (N, H, W, C) of the pictures.
         columns: Pictures in a row; None makes it about square.
+        scale: As for `PictureGrid`, and so are the labels.
 
     Raises:
         InputError: The picture would be too large for others to open.
         OSError: The file cannot be written.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], columns: int | None):
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        columns: int | None,
+        scale: int | None = None,
+        labels: Sequence[str] = (),
+    ):
         self.path = path
         self.num_rows = shape[0]
         self.rows_done = 0
         try:
-            self._grid = PictureGrid(shape, columns)
+            self._grid = PictureGrid(shape, columns, scale=scale, labels=labels)
         except InputError as error:
-            raise InputError(f"{path}: {error}; write a .npy array or a folder") from error
+            smaller = "" if scale in (None, 1) else "choose a smaller --scale, or "
+            raise InputError(f"{path}: {error}; {smaller}write a .npy array or a folder") from error
         path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = path.with_name(f"{path.name}.partial")
         self._partial.touch()
@@ -99,6 +109,8 @@ def open_output(
     dtype: DTypeLike = np.uint8,
     resume: bool = False,
     columns: int | None = None,
+    scale: int | None = None,
+    labels: Sequence[str] = (),
 ) -> Output:
     """The output that a name stands for: `.png` is a grid, `.npy` an array, no suffix a folder of PNGs.
 
@@ -109,13 +121,16 @@ def open_output(
         dtype: Of the rows; that of pictures is uint8.
         resume: Goes on with a `.npy` array that was stopped.
         columns: Pictures in a row of a grid; None makes it about square.
+        scale: Of a grid, as for `PictureGrid`, and so are the labels.
 
     Raises:
         InputError: An unknown suffix, or something that cannot be resumed or shown.
         OutputError: There is something else at that place.
         OSError: It cannot be written.
     """
-    path, suffix = Path(name), suffix_of(name)
+    path, suffix = local_path(name), suffix_of(name)
+    if scale is not None and suffix != ".png":
+        raise InputError(f"{name}: --scale is for a .png grid")
     if suffix == ".npy" or dtype != np.uint8:
         return NpyWriter(path, shape, dtype, job=job, resume=resume)
     if suffix not in (".png", ""):
@@ -125,7 +140,7 @@ def open_output(
     if shape[-1] not in PICTURE_CHANNELS:
         raise InputError(f"{name}: pictures of {shape[-1]} channels cannot be PNGs; write a .npy array")
     if suffix == ".png":
-        return PngGrid(path, shape, columns)
+        return PngGrid(path, shape, columns, scale, labels)
     return PngFolder(path, shape)
 
 

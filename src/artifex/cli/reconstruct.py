@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from artifex.cli.options import AsJson, Batches, Images, Model, PicturesOut, Resize, takes_groups
+from artifex.cli.options import (
+    AsJson,
+    Batches,
+    Column,
+    Images,
+    Model,
+    PictureScale,
+    PicturesOut,
+    Resize,
+    takes_groups,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,7 +27,9 @@ def reconstruct(
     images: Images,
     output: PicturesOut = "reconstructions.png",
     resize: Resize = False,
+    column: Column = "image",
     *,
+    picture_scale: PictureScale = None,
     batches: Batches,
     as_json: AsJson = False,
 ) -> None:
@@ -28,13 +40,14 @@ def reconstruct(
     import numpy as np
 
     from artifex.cli.outputs import suffix_of
-    from artifex.cli.run import Job, open_pipeline, picture_shape, report, run
+    from artifex.cli.run import Job, open_pipeline, picture_shape, report, run, say_left_out
     from artifex.generative_models.inference.offline.chunks import row_chunks
     from artifex.generative_models.inference.offline.sources import open_pictures
 
     pipeline = open_pipeline(model, batches)
     height, width, channels = picture_shape(pipeline, "reconstruct")
-    pictures = open_pictures(images, (height, width, channels), resize=resize)
+    pictures = open_pictures(images, (height, width, channels), resize=resize, column=column)
+    say_left_out(getattr(pictures, "left_out", ""))
     in_pairs = suffix_of(output) == ".png"
     shape = (len(pictures), 2 * height if in_pairs else height, width, channels)
 
@@ -48,7 +61,8 @@ def reconstruct(
             shown = above if above.dtype == np.uint8 else pipeline.postprocess_fn(above)
             yield np.concatenate([shown, below], axis=1)
 
+    labels = ("original", "reconstruction") if in_pairs else ()
     given = {"images": pictures.identity()}
     job = Job("reconstruct", shape, chunks, given, image_dtype=pictures.dtype)
-    facts = run(pipeline, job, output, batches)
+    facts = run(pipeline, job, output, batches, scale=picture_scale, labels=labels)
     report({**facts, "model": model}, "reconstruction", as_json)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 import typer
 
+from artifex.cli.factories import is_factory, make, make_pipeline, refuse_settings
 from artifex.cli.outputs import Output, open_output
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.errors import CacheError
 from artifex.generative_models.inference.cache import cache_dir, enable_compilation_cache
+from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.formats.loading import load_exported_model
 from artifex.generative_models.inference.offline.progress import track_rows
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 
@@ -34,15 +37,36 @@ if TYPE_CHECKING:
 def open_pipeline(model: str, batches: Batches) -> InferencePipeline:
     """The model of a command, on the devices and in the dtype of its options."""
     use_cache()
-    batch_size, mesh, dtype = batches.batch_size, mesh_of(batches.devices), compute_dtype(batches.dtype)
-    return load_pipeline(model, batch_size=batch_size, mesh=mesh, dtype=dtype)
+    settings = {"batch_size": batches.batch_size, "dtype": compute_dtype(batches.dtype)}
+    return load_model(model, mesh=mesh_of(batches.devices), **settings)
+
+
+def load_model(model: str, **settings: Any) -> InferencePipeline:
+    """A command's model: a bundled one, an export directory, or what a factory makes."""
+    return make_pipeline(model, **settings) if is_factory(model) else load_pipeline(model, **settings)
+
+
+def load_executor(model: str, batch_sizes: Sequence[int] | None, **settings: Any) -> Executor:
+    """A command's model without what comes before and after it: for those that measure it.
+
+    Args:
+        batch_sizes: Rows a batch, and the settings, as for `Executor`.
+
+    Raises:
+        InputError: Settings go with an executor or a pipeline that a factory makes, which has its own.
+    """
+    made: Any = make(model) if is_factory(model) else load_exported_model(model)[0]
+    if not isinstance(made, Executor | InferencePipeline):
+        return Executor(made, batch_sizes=batch_sizes, **settings)
+    refuse_settings(model, made, settings)
+    executor = made if isinstance(made, Executor) else made.executor
+    return executor.remade(batch_sizes=batch_sizes)
 
 
 def mesh_of(devices: str | None) -> Mesh | None:
     """The devices of an option; where several processes do one job all of them are the default."""
-    if devices is None and jax.process_count() == 1:
-        return None
-    return DeviceManager().mesh(None if devices in (None, "all") else int(devices))
+    mesh = DeviceManager().mesh(None if devices in (None, "all") else int(devices))
+    return None if devices is None and jax.process_count() == 1 else mesh
 
 
 def compute_dtype(dtype: ComputeDtype | None) -> str | None:
@@ -57,6 +81,12 @@ def use_cache() -> None:
     except CacheError as error:
         typer.echo(f"artifex: warning: {error}", err=True)
     enable_compilation_cache()
+
+
+def say_left_out(left_out: str) -> None:
+    """Says on stderr what folders of pictures hold besides pictures, if anything."""
+    if left_out and jax.process_index() == 0:
+        typer.echo(f"artifex: warning: {left_out}", err=True)
 
 
 def picture_shape(pipeline: InferencePipeline, endpoint: str) -> tuple[int, ...]:
@@ -76,6 +106,7 @@ class Job:
         dtype: Of the rows.
         key: The job's key, where the endpoint draws random numbers.
         image_dtype: Of the pictures that it takes, if it takes some.
+        options: Static options of the endpoint, but for those that are left out.
     """
 
     endpoint: str
@@ -85,27 +116,25 @@ class Job:
     dtype: DTypeLike = np.uint8
     key: Key[Array, ""] | None = None
     image_dtype: DTypeLike | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self, pipeline: InferencePipeline) -> dict[str, Any]:
         """Everything that the rows depend on, so that only the same job resumes it."""
         return {"command": self.endpoint, **pipeline.job_identity(self.endpoint), **self.facts}
 
 
-def run(
-    pipeline: InferencePipeline, job: Job, output: str, batches: Batches, *, columns: int | None = None
-) -> dict[str, Any]:
+def run(pipeline: InferencePipeline, job: Job, output: str, batches: Batches, **grid: Any) -> dict[str, Any]:
     """Writes the rows of a job to an output, with a progress bar on a terminal.
 
     Args:
-        output: Its name, as for `open_output`, as are the columns.
+        output: Its name, as for `open_output`.
+        **grid: How a grid of pictures looks, as for `open_output`.
 
     Returns:
         The facts of the run; its seconds are those after compiling.
     """
     identity = job.identity(pipeline)
-    with open_output(
-        output, job.shape, dtype=job.dtype, job=identity, resume=batches.resume, columns=columns
-    ) as out:
+    with open_output(output, job.shape, dtype=job.dtype, job=identity, resume=batches.resume, **grid) as out:
         missing = range(out.rows_done, out.num_rows)
         compile_seconds = compile_batches(pipeline, job, len(missing))
         chunks = _written(job.chunks(missing), out) if missing else iter(())
@@ -159,7 +188,12 @@ def report(facts: dict[str, Any], noun: str, as_json: bool) -> None:
 
 
 def compile_batches(pipeline: InferencePipeline, job: Job, num_rows: int) -> float:
-    """Compiles for the batches of a job, and says how many seconds that took."""
+    """Compiles for the batches of a job, and says how many seconds that took.
+
+    With other options than the default ones, its first batch has that done.
+    """
+    if job.options:
+        return 0.0
     endpoint, executor = job.endpoint, pipeline.executor
     size = pipeline.rows_per_batch(endpoint)
     full, last = divmod(num_rows, size)

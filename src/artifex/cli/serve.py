@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ def serve(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Bundled models or export directories; NAME=DIRECTORY gives one a name.",
+            help="Bundled models, export directories or module:factory; NAME=DIRECTORY gives one a name.",
             show_default=False,
         ),
     ],
@@ -30,6 +30,18 @@ def serve(
     grpc: Annotated[bool, typer.Option(help="Whether to serve gRPC.")] = True,
     watch: Annotated[bool, typer.Option("--watch", help="Load new checkpoints and exports.")] = False,
     grace: Annotated[float, typer.Option(min=0, help="Seconds to finish requests when stopped.")] = 30.0,
+    keep_alive: Annotated[
+        int,
+        typer.Option(min=1, help="Seconds an idle connection stays open; longer than your load balancer's."),
+    ] = 75,
+    root_path: Annotated[str, typer.Option(help="Path under which a proxy shows this server: /models.")] = "",
+    proxy_headers: Annotated[
+        bool,
+        typer.Option("--proxy-headers", help="Believe the X-Forwarded headers of --forwarded-allow-ips."),
+    ] = False,
+    forwarded_allow_ips: Annotated[
+        str, typer.Option(help="Addresses of the proxies, with commas between them; * is all.")
+    ] = "127.0.0.1",
     timeout: Annotated[float, typer.Option(min=0, help="Seconds a request may wait; 0 is for ever.")] = 60.0,
     max_body: Annotated[int, typer.Option(min=1, help="Largest body of a request, in MiB.")] = 32,
     max_rows: Annotated[int, typer.Option(min=1, help="Most rows of a request.")] = 4096,
@@ -70,7 +82,8 @@ def serve(
     with needs("serve"):
         from artifex.serving import Tls, create_app, run_server
         from artifex.serving.observe.events import show_events
-    from artifex.cli.on_ray import runs_on_ray
+    from artifex.cli.factories import is_factory, make_pipeline
+    from artifex.cli.on_ray import refuse_factory, runs_on_ray
     from artifex.cli.run import compute_dtype, use_cache
     from artifex.generative_models.core.errors import InputError
     from artifex.ray.cluster import name_everywhere
@@ -92,10 +105,16 @@ def serve(
     use_cache()
     named = _named(models)
     if on_ray:
+        for model in named.values():
+            refuse_factory(model)
         named = {name: name_everywhere(model) for name, model in named.items()}
+    served: dict[str, Any] = dict(named)
+    for name, model in named.items():
+        if is_factory(model):
+            served[name] = make_pipeline(model, batch_size=batch_size, dtype=compute_dtype(dtype))
     make_app = functools.partial(
         create_app,
-        named,
+        served,
         batch_size=batch_size,
         dtype=compute_dtype(dtype),
         api_key=api_key or None,
@@ -128,20 +147,30 @@ def serve(
     if ssl_certfile is not None and ssl_keyfile is not None:
         tls = Tls(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs)
     status = run_server(
-        make_app(), host=host, port=port, grpc_port=grpc_port if grpc else None, grace=grace, tls=tls
+        make_app(),
+        host=host,
+        port=port,
+        grpc_port=grpc_port if grpc else None,
+        grace=grace,
+        keep_alive=keep_alive,
+        root_path=root_path,
+        trusted_proxies=forwarded_allow_ips if proxy_headers else None,
+        tls=tls,
     )
     raise typer.Exit(status)
 
 
 def _named(models: list[str]) -> dict[str, str]:
     """The models by name: what stands before `=`, or the last part of the path."""
+    from artifex.cli.factories import is_factory
+    from artifex.generative_models.core.directories import name_of
     from artifex.generative_models.core.errors import InputError
 
     named: dict[str, str] = {}
     for model in models:
         name, equals, path = model.partition("=")
         if not equals or os.sep in name:
-            name, path = Path(model).expanduser().resolve().name, model
+            name, path = model.rpartition(":")[2] if is_factory(model) else name_of(model), model
         if name in named:
             raise InputError(f"two models are called {name}; name them: NAME=DIRECTORY")
         named[name] = path

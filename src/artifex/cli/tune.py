@@ -29,33 +29,29 @@ def tune(
 ) -> None:
     """Find the fastest batch size and way to run each endpoint here, and use them from now on."""
     from artifex.cli.plot import check_curve, save_curve
-    from artifex.cli.run import compute_dtype, mesh_of
+    from artifex.cli.run import compute_dtype, load_executor, mesh_of
     from artifex.generative_models.inference.executor.settings import powers_up_to
-    from artifex.generative_models.inference.formats.loading import load_exported_model
     from artifex.generative_models.inference.measure.roofline import machine_ceilings
     from artifex.generative_models.inference.tuning.optimize import tune as tune_endpoint
 
     if plot is not None:
         check_curve(plot)
-    loaded = load_exported_model(model)[0]
-    names = list(dict.fromkeys(endpoint or loaded.endpoints()))
+    loaded = load_executor(model, None, mesh=mesh_of(devices), dtype=compute_dtype(dtype))
+    names = list(dict.fromkeys(endpoint or loaded.endpoints))
     ceilings = None if plot is None else machine_ceilings()
     reports = []
     with progress_on_stderr() as progress:
         for done, name in enumerate(names):
 
             def show(trial: Trial, name: str = name, done: int = done) -> None:
-                if progress is not None:
-                    rate = f"{trial.rows_per_second:,.0f} rows/s"
-                    progress(f"{name}, {trial.candidate.batch_size} rows: {rate}", done, len(names))
+                rate = f"{trial.rows_per_second:,.0f} rows/s"
+                progress(f"{name}, {trial.candidate.batch_size} rows: {rate}", done, len(names))
 
             reports.append(
                 tune_endpoint(
                     loaded,
                     name,
                     batch_sizes=powers_up_to(max_batch_size),
-                    mesh=mesh_of(devices),
-                    dtype=compute_dtype(dtype),
                     exhaustive=exhaustive,
                     store=store,
                     progress=show,
