@@ -1,6 +1,8 @@
 """The VAE over all that tuning may choose, its decoder beside the convolutions that it equals.
 
 Each share is the median over rounds of the rate over the matrix-multiplication rate of the same round.
+
+Then networks of other kinds: the time of one batch as compiled by default over that of XLA's plain compile.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from itertools import product
 import jax
 import numpy as np
 from batch_sizes import decode_flops, encode_flops
-from common import digits, matmul_flops, report, seconds
+from common import digits, in_turns, matmul_flops, ratio, report, seconds
 from flax import nnx
+from networks import networks
 
 from artifex.generative_models.core.nn import SubpixelConv
 from artifex.generative_models.inference import Executor, load_exported_model
 from artifex.generative_models.inference.executor.settings import Setting, Tuned
+from artifex.generative_models.inference.measure.throughput import random_rows
 from artifex.generative_models.models.vae import VAE
 
 ROWS = 4096
@@ -42,7 +46,39 @@ def convolved_decode(model: VAE, keys, inputs):
     return {"x": nnx.sigmoid(x)}
 
 
-def main() -> None:
+def defaults() -> None:
+    """What the rule for library fusions gives and takes, where nothing was tuned.
+
+    Where it asks for none, the default is XLA's plain compile, and there is nothing to measure.
+    """
+    rows, ratios = [], {}
+    models = {"mnist-vae": load_exported_model("mnist-vae")[0], **networks()}
+    for name, network in models.items():
+        for endpoint in network.endpoints():
+            for size in (1, 16, 32, 64):
+                plain = Tuned(size, 1, {size: Setting()})
+                calls = {}
+                for form, tuned in (("default", False), ("plain", {endpoint: plain})):
+                    executor = Executor(network, batch_sizes=(size,), tuned=tuned)
+                    inputs = random_rows(executor.spec(endpoint)[0], size)
+                    key = jax.random.key(0) if executor.draws(endpoint) else None
+                    calls[form] = partial(executor, endpoint, inputs, key=key)
+                    if form == "default" and not executor._catalog.find(endpoint, {}).setting(size).fusion:
+                        break
+                    jax.block_until_ready(calls[form]())  # compiles
+                if len(calls) == 1:
+                    rows.append([name, endpoint, size, "", "", "the same"])
+                    continue
+                times = in_turns(calls, 45)
+                slower = 1 / ratio(times, "plain", "default")
+                ratios[f"{name} {endpoint} {size}"] = round(slower, 3)
+                default, without = (f"{statistics.median(times[form]) * 1e3:.2f}" for form in calls)
+                rows.append([name, endpoint, size, default, without, f"{slower:.2f}"])
+    columns = ["network", "endpoint", "batch", "default ms", "plain ms", "default / plain"]
+    report("kernels: defaults", columns, rows, {"slowest": max(ratios.values()), "ratios": ratios})
+
+
+def kernels() -> None:
     model, _, _ = load_exported_model("mnist-vae")
     own = model.endpoints()
     z = np.random.default_rng(0).standard_normal((ROWS, model.latent_dim), np.float32)
@@ -84,6 +120,11 @@ def main() -> None:
         facts[name] = {"flops_per_row": flops, "best_share_of_matmul": round(max(shares.values()), 3)}
     columns = ["endpoint", "form", "batch", "fusions", "in flight", "rows/s", "of matmul rate"]
     report("kernels", columns, rows, facts)
+
+
+def main() -> None:
+    defaults()
+    kernels()
 
 
 if __name__ == "__main__":

@@ -28,17 +28,20 @@ BENCHMARKS = (
 )
 
 
-def run(name: str) -> dict[str, object]:
-    """The JSON line that a benchmark ends with."""
+def run(name: str) -> dict[str, dict[str, object]]:
+    """The JSON lines of a benchmark, by what they call themselves: its name, and perhaps a part after it."""
+    found = {}
     command = [sys.executable, str(HERE / f"{name}.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
-            last = line
+            if line.startswith('{"benchmark"'):
+                entry = json.loads(line)
+                found[entry["benchmark"]] = entry
     if process.returncode:
         raise SystemExit(f"{name} failed")
-    return json.loads(last)
+    return found
 
 
 def device_of(machine: dict[str, object]) -> str:
@@ -56,12 +59,16 @@ def section(results: dict[str, dict[str, object]]) -> str:
     for name, entry in results.items():
         versions = {k: v for k, v in entry["machine"].items() if k not in ("device", "cpu", "cores")}
         line = ", ".join(f"{package} {number}" for package, number in versions.items())
-        parts += [f"### {name}", f"`python benchmarks/{name}.py` on {line}", table(entry["table"])]
+        parts += [
+            f"### {name}",
+            f"`python benchmarks/{name.partition(':')[0]}.py` on {line}",
+            table(entry["table"]),
+        ]
     return "\n\n".join(parts)
 
 
 def main() -> None:
-    fresh = {name: run(name) for name in sys.argv[1:] or BENCHMARKS}
+    fresh = {key: entry for name in sys.argv[1:] or BENCHMARKS for key, entry in run(name).items()}
     device = device_of(next(iter(fresh.values()))["machine"])
     path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', device.lower())}.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
