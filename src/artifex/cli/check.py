@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from artifex.cli.options import AsJson, Model
-
-if TYPE_CHECKING:
-    from artifex.generative_models.inference.measure.laws import ModelCheck
 
 
 def check(
@@ -29,20 +26,6 @@ def check(
     if as_json:
         typer.echo(json.dumps({"holds": found.holds, "findings": list(map(asdict, found.findings))}))
     else:
-        _show(found)
+        typer.echo(found)
     if not found.holds:
         raise typer.Exit(1)
-
-
-def _show(found: ModelCheck) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for column in ("Endpoint", "Law", "Holds", ""):
-        table.add_column(column, overflow="fold")
-    for finding in found.findings:
-        holds = Text("yes", style="green") if finding.holds else Text("NO", style="bold red")
-        table.add_row(finding.endpoint, finding.law, holds, finding.note)
-    Console(highlight=False).print(table)

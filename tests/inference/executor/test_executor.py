@@ -356,6 +356,18 @@ def test_a_function_that_closes_over_weights_says_how_many(caplog):
     assert executor.captured_bytes("lookup") == table.nbytes
 
 
+def test_a_function_may_close_over_a_key():
+    key = jax.random.key(3)
+
+    def shift(model, keys, inputs):
+        return {"y": inputs["x"] + jax.random.normal(key, (1, 3), jnp.float32)}
+
+    executor = Executor(None, {"shift": Endpoint(shift, {"x": ROW})}, batch_sizes=(1, 2))
+    wanted = rows(2) + np.asarray(jax.random.normal(key, (1, 3), jnp.float32))
+    np.testing.assert_allclose(executor("shift", {"x": rows(2)})["y"], wanted, rtol=1e-6)
+    assert executor.captured_bytes("shift") == key.nbytes
+
+
 def exhausted(*arguments):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory while trying to allocate")
 

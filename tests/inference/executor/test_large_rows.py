@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from artifex.generative_models.core import DeviceManager, Endpoint, TensorSpec
+from artifex.generative_models.core.errors import InputError, NonFiniteError
 from artifex.generative_models.inference import Batcher, Executor, StreamingGenerator, batch_generate_samples
+from artifex.generative_models.inference.executor import jobs
 
 PICTURE = TensorSpec((512, 512, 3), np.float32)  # 3 MiB
 MEGABYTES = 1 << 20
@@ -27,6 +29,7 @@ def drawn(model, keys, inputs):
 
 
 ENDPOINTS = {
+    "doubled": Endpoint(lambda model, keys, inputs: {"y": 2 * inputs["x"]}, {"x": PICTURE}),
     "shifted": Endpoint(shifted, {"x": PICTURE}),
     "generate": Endpoint(drawn, {"temperature": TensorSpec((), jnp.float32, default=1.0)}),
 }
@@ -96,10 +99,12 @@ def test_a_long_stream_of_large_samples_goes_on(executor):
 def test_a_stream_fits_the_queue_of_its_batcher(executor):
     row_bytes = executor.row_bytes("generate")
     with Batcher(executor, max_queued_bytes=3 * row_bytes, max_queued_rows=3) as batcher:
-        assert len(list(StreamingGenerator(batcher, num_samples=9))) == 9
+        levels = [float(sample[0, 0, 0]) for sample in StreamingGenerator(batcher, 5, num_samples=9)]
+    assert levels == np.asarray(batch_generate_samples(executor, 9, 4, rngs=5))[:, 0, 0, 0].tolist()
 
 
-def test_warm_up_leaves_out_batch_sizes_that_memory_cannot_hold(monkeypatch, caplog):
+def test_warm_up_leaves_out_batch_sizes_that_memory_cannot_hold(executor, pictures, monkeypatch, caplog):
+    wanted = executor("shifted", {"x": pictures}, key=jax.random.key(0))["x"]
     executor = Executor(None, {"shifted": ENDPOINTS["shifted"]}, batch_sizes=(1, 2, 4, 8))
     bytes_in_flight = executor.row_bytes("shifted") * executor.executions_in_flight
     monkeypatch.setattr(DeviceManager, "free_memory", lambda self: 3 * bytes_in_flight)
@@ -107,14 +112,27 @@ def test_warm_up_leaves_out_batch_sizes_that_memory_cannot_hold(monkeypatch, cap
     assert executor.batch_sizes_of("shifted") == (1, 2)
     assert "batches of at most 2 rows from now on" in caplog.text
     compiled = executor.compile_count
-    outputs = executor("shifted", {"x": np.zeros((7, *PICTURE.shape), np.float32)}, key=jax.random.key(0))
-    assert outputs["x"].shape == (7, *PICTURE.shape)
+    found = executor("shifted", {"x": pictures}, key=jax.random.key(0))["x"]
+    np.testing.assert_array_equal(found, wanted)
     assert executor.compile_count == compiled
 
 
-def test_a_batch_size_that_memory_cannot_hold_is_never_run(monkeypatch):
+def test_a_batch_size_that_memory_cannot_hold_is_never_run(executor, pictures, monkeypatch):
+    wanted = executor("shifted", {"x": pictures}, key=jax.random.key(0))["x"]
     executor = Executor(None, {"shifted": ENDPOINTS["shifted"]}, batch_sizes=(1, 8))
     monkeypatch.setattr(DeviceManager, "free_memory", lambda self: 1)
-    outputs = executor("shifted", {"x": np.ones((3, *PICTURE.shape), np.float32)}, key=jax.random.key(0))
-    assert outputs["x"].shape == (3, *PICTURE.shape)
+    np.testing.assert_array_equal(executor("shifted", {"x": pictures}, key=jax.random.key(0))["x"], wanted)
     assert executor.batch_sizes_of("shifted") == (1,)
+
+
+@pytest.mark.parametrize("row", [0, 3, ROWS - 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_are_looked_through_a_few_at_a_time(executor, pictures, keys, monkeypatch, row, dtype):
+    monkeypatch.setattr(jobs, "_LOOK_BYTES", 8 * MEGABYTES)
+    broken = pictures.astype(dtype)
+    broken[row, -1, -1, -1] = np.inf if dtype == np.float32 else 1e39
+    with pytest.raises(InputError, match=f"x: row {row} has a NaN or infinite value as float32"):
+        executor("shifted", {"x": broken}, keys=keys)
+    broken[row, -1, -1, -1] = np.finfo(np.float32).max
+    with pytest.raises(NonFiniteError, match=f"row {row} came out NaN or infinite"):
+        executor("doubled", {"x": broken})

@@ -13,6 +13,7 @@ from shared import TIMEOUT, collector_off
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.config import abstract_model
 from artifex.generative_models.inference import Batcher, Executor, InferencePipeline
+from artifex.generative_models.inference.executor.placement import Placement
 from artifex.generative_models.inference.executor.shared import executor_for
 
 ONE = TensorSpec((1,), jnp.float32)
@@ -218,3 +219,22 @@ def test_what_is_replaced_in_a_tree_is_seen():
     assert y(executor) == [3, 12, 27]
     tree["b"] = jnp.asarray(1.0)
     assert y(executor) == [4, 13, 28]
+
+
+def test_what_is_not_replaced_is_neither_cast_nor_placed_again(layers):
+    executor = Executor(layers, dtype=jnp.bfloat16)
+    y(executor)
+    before = executor.weights
+    layers.scale = 3.0
+    layers.shifts[0] = nnx.Linear(1, 1, use_bias=False, rngs=nnx.Rngs(5))
+    after = executor.weights
+    same = [new is old for new, old in zip(after, before, strict=True)]
+    assert same.count(False) == 1
+    assert after[same.index(False)].shape == (1, 1)
+
+
+def test_to_look_at_a_model_places_nothing(layers, monkeypatch):
+    monkeypatch.setattr(Placement, "put_weight", None)  # which cannot be called
+    executor = Executor(layers)
+    assert executor.spec("run")[1]["y"].shape == (1,)
+    assert executor.captured_bytes("run") == 0

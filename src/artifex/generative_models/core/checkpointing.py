@@ -304,9 +304,8 @@ def _as_stated(array: jax.Array, wanted: Any, dtype: DTypeLike | None) -> jax.Ar
 
 def _fresh(wanted: Any, sharding: jax.sharding.Sharding | WeightLayout) -> jax.Array:
     """State of a random number generator for which the checkpoint has none; evaluation does not read it."""
-    value = jnp.zeros(wanted.shape, wanted.dtype)
-    place = sharding.sharding(value.shape, ()) if isinstance(sharding, WeightLayout) else sharding
-    return jax.device_put(value, place)
+    place = sharding.sharding(wanted.shape, ()) if isinstance(sharding, WeightLayout) else sharding
+    return jnp.zeros(wanted.shape, wanted.dtype, device=place)
 
 
 def _saved_arrays(item_dir: Path) -> dict[_Path, Any]:

@@ -149,6 +149,13 @@ class ExportableModel(Model, Protocol):
         ...
 
 
+def changed_options(
+    known: Mapping[str, Option], given: Mapping[str, Hashable]
+) -> tuple[tuple[str, Hashable], ...]:
+    """The options that differ from their defaults, so that equal choices share executables."""
+    return tuple(sorted((name, value) for name, value in given.items() if value != known[name].default))
+
+
 def endpoints_of(model: Any) -> dict[str, Endpoint]:
     """A model's endpoints, as functions of whichever model of its class they are given.
 

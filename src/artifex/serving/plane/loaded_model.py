@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from artifex.generative_models.core.endpoint import Option, TensorSpec
+from artifex.generative_models.core.endpoint import Option, TensorSpec, changed_options
 from artifex.generative_models.core.errors import ArtifexError, InputError
 from artifex.generative_models.inference.batching.batcher import Batcher
 from artifex.generative_models.inference.batching.stats import BatcherStats
@@ -125,12 +125,8 @@ class LoadedModel:
 
     def knows(self, endpoint: str, options: Mapping[str, Hashable]) -> bool:
         """Whether a choice of options was traced already; the default one was."""
-        changed = self._changed(endpoint, options)
+        changed = changed_options(self.endpoints[endpoint].options, options)
         return not changed or (endpoint, changed) in self._known
-
-    def _changed(self, endpoint: str, options: Mapping[str, Hashable]) -> tuple[tuple[str, Hashable], ...]:
-        defaults = self.endpoints[endpoint].options
-        return tuple(sorted((n, value) for n, value in options.items() if value != defaults[n].default))
 
     def learn(self, endpoint: str, options: Mapping[str, Hashable]) -> None:
         """Traces a choice of options, if it is not known.
@@ -148,7 +144,7 @@ class LoadedModel:
             raise
         except Exception as error:  # of the model's own code, which refuses them in its own way
             raise InputError(f"{endpoint}: it does not take these options") from error
-        self._known.add((endpoint, self._changed(endpoint, options)))
+        self._known.add((endpoint, changed_options(self.endpoints[endpoint].options, options)))
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from artifex.generative_models.core.endpoint import Endpoint
+from artifex.generative_models.core.endpoint import Endpoint, changed_options
 from artifex.generative_models.core.errors import InputError, InputTypeError
 from artifex.generative_models.core.numerics import numerics
 from artifex.generative_models.inference.executor.kept import KeptPrograms
@@ -104,7 +104,6 @@ class Catalog:
         return self._programs.get(identity) or self._new(identity)
 
     def _changed(self, endpoint: str, options: Mapping[str, Hashable]) -> tuple[tuple[str, Hashable], ...]:
-        """The options that differ from their defaults, so that equal choices share executables."""
         known = self.endpoints[endpoint].options if endpoint in self.endpoints else {}
         for name, value in options.items():
             if name not in known:
@@ -114,8 +113,7 @@ class Catalog:
             if not isinstance(value, Hashable):
                 raise InputTypeError(f"{endpoint}: option {name}: expected something hashable, got {value!r}")
             known[name].check(endpoint, name, value)
-        changed = ((name, value) for name, value in options.items() if value != known[name].default)
-        return tuple(sorted(changed))
+        return changed_options(known, options)
 
     def _new(self, identity: _Identity) -> Program:
         name, options, uint8 = identity

@@ -129,7 +129,7 @@ class Current:
         """Name of the cache entry that keeps what tuning found out about an endpoint."""
         return tuning_name(
             endpoint,
-            weights.placed(weights.all),
+            weights.avals(),
             dtype=self._dtype,
             devices=self._place.devices,
             cores=num_cores(),
@@ -157,6 +157,7 @@ class Current:
             model = old.weights.model
             if model is not None and not old.weights.are_current:
                 weights = Weights(model, self._place, self._dtype)
+                weights.reuse(old.weights)
                 endpoints = self._endpoints_of(model)
                 if weights.signature() == old.weights.signature() and are_alike(endpoints, old.endpoints):
                     old.weights.swap(weights)

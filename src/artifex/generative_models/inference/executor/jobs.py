@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
 Inputs = Mapping[str, Any]
+_LOOK_BYTES = 16 << 20  # of rows that are looked through at once
 _LARGEST = 65504.0  # what every floating dtype holds, but float8
 
 
@@ -119,11 +120,8 @@ class Job:
                 continue  # looking would wait for it to come back from the accelerator
             part = array[start:stop] if isinstance(array, np.ndarray) else np.asarray(array)[start:stop]
             dtype = np.dtype(self.program.inputs[name].dtype)
-            if part.dtype.itemsize > dtype.itemsize:
-                with np.errstate(over="ignore"):  # such as a float64 that is infinite as a float32
-                    part = part.astype(dtype)
-            if part.dtype.kind not in "iub" and np.count_nonzero(finite := np.isfinite(part)) < part.size:
-                row = self.first_row + start + int(np.argmin(finite.reshape(len(part), -1).all(axis=1)))
+            if (bad := _first_not_finite(part, dtype)) is not None:
+                row = self.first_row + start + bad
                 raise InputError(
                     f"{self.program.name}: {name}: row {row} has a NaN or infinite value as {dtype.name}"
                 )
@@ -135,28 +133,36 @@ class Job:
             NonFiniteError: There is one; it says in which row.
         """
         num_rows = stop - start
+        bad: list[int] = []
         if self.program.place.on_cpu:  # where they can be looked at as they are
-            rows = _finite_rows(num_rows, (results[name] for name in self.program.outputs))
-        else:
-            rows = np.asarray(results[FINITE])[:num_rows] if FINITE in results else None
-        if rows is None or rows.all():
+            for name in self.program.outputs:
+                rows = np.asarray(results[name])[:num_rows]
+                if (row := _first_not_finite(rows, rows.dtype)) is not None:
+                    bad.append(row)
+        elif FINITE in results and not (finite := np.asarray(results[FINITE])[:num_rows]).all():
+            bad.append(int(np.argmin(finite)))
+        if not bad:
             return
-        bad = self.first_row + start + int(np.argmin(rows))
+        row = self.first_row + start + min(bad)
         raise NonFiniteError(
-            f"{self.program.name}: row {bad} came out NaN or infinite: the model's weights, or what "
+            f"{self.program.name}: row {row} came out NaN or infinite: the model's weights, or what "
             "it was given, are at the limit of its dtype, or it divides by zero"
         )
 
 
-def _finite_rows(num_rows: int, outputs: Iterable[Array]) -> np.ndarray | None:
-    """Of each row, whether all that it gave is finite; None where that is all of them."""
-    rows = None
-    for output in outputs:
-        array = np.asarray(output)[:num_rows]
-        if array.dtype.kind not in "iub" and not (finite := np.isfinite(array)).all():
-            whole = finite.reshape(num_rows, -1).all(axis=1)
-            rows = whole if rows is None else rows & whole
-    return rows
+def _first_not_finite(rows: np.ndarray, dtype: np.dtype[Any]) -> int | None:
+    """The first row that has a NaN or an infinity as a dtype; a few are looked at at once."""
+    if rows.dtype.kind in "iub" or not rows.size:
+        return None
+    at_once = max(_LOOK_BYTES // (rows.nbytes // len(rows)), 1)
+    for start in range(0, len(rows), at_once):
+        part = rows[start : start + at_once]
+        if part.dtype.itemsize > dtype.itemsize:
+            with np.errstate(over="ignore"):  # such as a float64 that is infinite as a float32
+                part = part.astype(dtype)
+        if np.count_nonzero(finite := np.isfinite(part)) < part.size:
+            return start + int(np.argmin(finite.reshape(len(part), -1).all(axis=1)))
+    return None
 
 
 Part = tuple[Job, int, int]  # rows from a start to a stop of a job

@@ -278,7 +278,7 @@ def _groups(pieces: Iterator[Piece], in_flight: int) -> Iterator[list[Piece]]:
                 group.append(piece)
                 if _num_bytes(group) * in_flight > _AHEAD_BYTES:
                     break
-        except Exception:
+        except Exception:  # of whoever gives the pieces: those before it run first
             if group:
                 yield group
             raise

@@ -168,8 +168,8 @@ class Program:
 
     def _function(self, weights: Weights, size: int) -> Callable[..., dict[str, Any]]:
         """The endpoint as a function of flat arguments: weights, keys where it reads them, inputs."""
-        placed = enumerate(weights.placed(weights.all))
-        unread = {i: _stand_in(leaf) for i, leaf in placed if i not in self.weights}
+        others = [i for i in weights.all if i not in self.weights]
+        unread = dict(zip(others, map(_stand_in, weights.placed(others)), strict=True))
 
         def run(*arguments: Any) -> dict[str, Any]:
             given = iter(arguments)
@@ -214,15 +214,14 @@ class Program:
     def _trace(self, weights: Weights) -> Trace:
         """Finds out which weights the endpoint reads, whether it reads its keys, and what it returns."""
         size = 2
-        placed = weights.placed(weights.all)
-        avals = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in placed] + self._row_avals(size)
+        avals = [*weights.avals(), *self._row_avals(size)]
         closed, shapes = jax.make_jaxpr(self._function(weights, size), return_shape=True)(*avals)
         shapes.pop(FINITE, None)
         captured = sum(
-            math.prod(np.shape(constant)) * np.dtype(constant.dtype).itemsize
+            constant.nbytes
             for program in _programs(closed)
             for constant in program.consts
-            if hasattr(constant, "dtype")
+            if isinstance(constant, jax.Array | np.ndarray)
         )
         if captured >= MANY_CAPTURED:
             _log.warning(

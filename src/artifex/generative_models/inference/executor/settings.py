@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from artifex.generative_models.core.endpoint import Endpoint, names_of
 from artifex.generative_models.inference import cache
@@ -83,7 +82,7 @@ def tuning_name(
         *names_of(endpoint.fn),
         [(name, spec.shape, str(spec.dtype)) for name, spec in sorted(endpoint.inputs.items())],
         sorted((name, repr(value)) for name, value in endpoint.defaults.items()),
-        [(tuple(np.shape(leaf)), str(leaf.dtype)) for leaf in weights],
+        [(leaf.shape, str(leaf.dtype)) for leaf in weights],
         None if dtype is None else str(jnp.dtype(dtype)),
         [devices[0].platform, devices[0].device_kind, len(devices), cores],
         version("jaxlib"),

@@ -76,10 +76,25 @@ class Weights:
                 cells[i] = leaf, self._placed(leaf, shardings[i])
         return [cells[i][1] for i in which]
 
+    def avals(self) -> list[jax.ShapeDtypeStruct]:
+        """The shapes and dtypes that they have once they are placed; none is, for it."""
+        leaves = self._state[0].read(self.all)
+        dtypes = [self.dtype if self._is_cast(leaf) else jnp.result_type(leaf) for leaf in leaves]
+        return [jax.ShapeDtypeStruct(np.shape(leaf), d) for leaf, d in zip(leaves, dtypes, strict=True)]
+
     def signature(self) -> Any:
         """What tells models apart that one executable does not fit."""
-        source = self._state[0]
-        return source.structure, tuple((leaf.shape, leaf.dtype) for leaf in self.placed(self.all))
+        return self._state[0].structure, tuple((aval.shape, aval.dtype) for aval in self.avals())
+
+    def reuse(self, other: Weights) -> None:
+        """Takes over what is placed already of the same arrays in the same way, and so is not held twice."""
+        source, shardings, cells = self._state
+        _, others, placed = other._state
+        there = {id(leaf): (how, ours) for how, (leaf, ours) in zip(others, placed, strict=True)}
+        for i, leaf in enumerate(source.read(self.all)):
+            how, ours = there.get(id(leaf), (None, None))
+            if ours is not None and how == shardings[i] and self.dtype == other.dtype:
+                cells[i] = leaf, ours
 
     def swap(self, other: Weights) -> None:
         """Becomes the weights of another model, of the same signature."""
@@ -97,6 +112,9 @@ class Weights:
         return module
 
     def _placed(self, leaf: Any, sharding: jax.sharding.Sharding) -> Array:
-        if self.dtype is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        if self._is_cast(leaf):
             leaf = jnp.asarray(leaf, self.dtype)
         return self.place.put_weight(leaf, sharding)
+
+    def _is_cast(self, leaf: Any) -> bool:
+        return self.dtype is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

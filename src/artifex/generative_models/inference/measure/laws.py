@@ -53,7 +53,8 @@ class ModelCheck:
         return all(finding.holds for finding in self.findings)
 
     def __str__(self) -> str:
-        cells = [
+        cells = [("Endpoint", "Law", "Holds", "")]
+        cells += [
             (finding.endpoint, finding.law, "yes" if finding.holds else "NO", finding.note)
             for finding in self.findings
         ]

@@ -83,7 +83,8 @@ def _checked(name: str, spec: TensorSpec, value: Any, num_samples: int | None) -
     except ValueError as error:  # of lists of several lengths
         raise InputError(f"generate: {name}: expected numbers, or lists of one length") from error
     if array.dtype.kind in "iu" and jnp.issubdtype(spec.dtype, jnp.floating):
-        array = array.astype(spec.dtype)
+        with np.errstate(over="ignore"):  # which the executor tells
+            array = array.astype(spec.dtype)
     shapes = [spec.shape] if num_samples is None else [spec.shape, (num_samples, *spec.shape)]
     if array.shape not in shapes:
         wanted = " or ".join(map(str, map(list, shapes)))
