@@ -82,8 +82,8 @@ def executor_of(
 ) -> Executor:
     """An executor that computes at the highest precision, or at the device's own."""
     sizes = bench.sizes.law_batch_sizes
-    executor = Executor(model, batch_sizes=sizes, dtype=computed_in(dtype), tuned=False)
     with jax.default_matmul_precision("highest") if highest else nullcontext():
+        executor = Executor(model, batch_sizes=sizes, dtype=computed_in(dtype), tuned=False)
         executor.warmup(endpoints)
     return executor
 
@@ -244,8 +244,8 @@ def mesh_of_all_devices(bench: Bench) -> Iterator[Step]:
         raise NotApplicableError("one device")
     model, sizes = bench.models[bench.smaller], bench.sizes.law_batch_sizes
     executor = executor_of(bench, model)
-    on_mesh = Executor(model, mesh=DeviceManager().mesh(), batch_sizes=sizes, tuned=False)
     with jax.default_matmul_precision("highest"):
+        on_mesh = Executor(model, mesh=DeviceManager().mesh(), batch_sizes=sizes, tuned=False)
         on_mesh.warmup(ENDPOINTS)
     for case in cases(bench, bench.smaller, executor):
         yield Step(case.endpoint, partial(over_mesh, case, on_mesh))

@@ -152,7 +152,7 @@ class Executor:
         job = checked(program, catalog.weights, inputs, num_rows, key=key, keys=keys).take_weights()
         if job.num_rows in program.batch_sizes:
             try:
-                placed = self._runner.dispatch(job, 0, job.num_rows, job.num_rows)
+                placed = self._runner.dispatch(job, 0, job.num_rows, job.num_rows, stay=True)
                 job.check_results(0, job.num_rows, placed)
                 return {name: placed[name] for name in program.outputs}
             except jax.errors.JaxRuntimeError as error:
@@ -246,9 +246,6 @@ class Executor:
             size = program.batch_size_for(job.num_rows)
             try:
                 results = self._runner.dispatch(job, 0, job.num_rows, size)
-                if not self._place.on_cpu:
-                    for result in results.values():
-                        result.copy_to_host_async()
                 job.check_results(0, job.num_rows, results)
                 return {name: np.asarray(results[name]) for name in program.outputs}
             except jax.errors.JaxRuntimeError as error:

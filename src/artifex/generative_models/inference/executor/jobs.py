@@ -14,7 +14,7 @@ import numpy as np
 from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.generative_models.core.errors import InputError, InputTypeError, NonFiniteError
 from artifex.generative_models.core.keys import MAX_ROWS, RowKeys, packed_keys
-from artifex.generative_models.inference.executor.program import FINITE, Program
+from artifex.generative_models.inference.executor.program import BAD_INPUT, FINE, FINITE, Program
 from artifex.generative_models.inference.executor.weights import Weights
 
 if TYPE_CHECKING:
@@ -116,8 +116,6 @@ class Job:
             InputError: There is one; it says in which row.
         """
         for name, array in self.inputs.items():
-            if isinstance(array, jax.Array) and not self.program.place.on_cpu:
-                continue  # looking would wait for it to come back from the accelerator
             part = array[start:stop] if isinstance(array, np.ndarray) else np.asarray(array)[start:stop]
             dtype = np.dtype(self.program.inputs[name].dtype)
             if (bad := _first_not_finite(part, dtype)) is not None:
@@ -130,6 +128,7 @@ class Job:
         """Waits for the results of rows, and refuses those that are NaNs or infinities.
 
         Raises:
+            InputError: On an accelerator, they come of an input that has one.
             NonFiniteError: There is one; it says in which row.
         """
         num_rows = stop - start
@@ -139,8 +138,10 @@ class Job:
                 rows = np.asarray(results[name])[:num_rows]
                 if (row := _first_not_finite(rows, rows.dtype)) is not None:
                     bad.append(row)
-        elif FINITE in results and not (finite := np.asarray(results[FINITE])[:num_rows]).all():
-            bad.append(int(np.argmin(finite)))
+        elif not (fine := (codes := np.asarray(results[FINITE])[:num_rows]) == FINE).all():
+            bad.append(int(np.argmin(fine)))
+            if codes[bad[0]] == BAD_INPUT:
+                self.check_finite(start + bad[0], start + bad[0] + 1)
         if not bad:
             return
         row = self.first_row + start + min(bad)

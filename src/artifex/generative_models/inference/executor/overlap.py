@@ -1,8 +1,10 @@
 """Pieces of jobs, run on the device: several at once, and in smaller ones where its memory is too small.
 
-XLA's CPU backend leaves cores idle, so there several executions are in flight, each from a thread of one
-pool shared by all executors of the process; elsewhere dispatch is asynchronous, and the next piece is
-dispatched while results of the last are copied back.
+Several executions are in flight, each from a thread of one pool shared by all executors of the process.
+XLA's CPU backend leaves cores idle otherwise; an accelerator waits for a thread to copy rows to memory that
+it can read from, and three threads copy twice as much as one. On a mesh, whose devices must all run the
+same executions in the same order, one thread dispatches the next piece while results of the last are copied
+back.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("artifex")
 
+_FEW_BYTES = 1 << 20  # that are copied from an accelerator faster than anyone can ask for them
 _AHEAD_BYTES = 64 << 20  # of inputs and outputs that are under way, beside one group of pieces
 
 # Devices that exchange parts of weights or activations must all run the same executions in the same order.
@@ -56,7 +59,7 @@ class Runner:
         executable: Callable[[Program, int, Weights], jax.stages.Compiled],
         tuned: Mapping[str, Tuned],
     ):
-        self.threaded = place.on_cpu and len(place.devices) == 1
+        self.threaded = len(place.devices) == 1
         self._place = place
         self._executable = executable
         self._tuned = tuned
@@ -66,19 +69,24 @@ class Runner:
     @property
     def parallel_executions(self) -> int:
         """How many executions compute at the same time."""
-        return num_cores() if self.threaded else 1
+        return num_cores() if self.threaded and self._place.on_cpu else 1
 
     @property
     def executions_in_flight(self) -> int:
-        """How many to have under way, unless tuning found a better number."""
-        return self.parallel_executions + 1
+        """How many to have under way, unless tuning found a better number: those that compute, and copies.
+
+        On an accelerator one batch is copied there and one from there while one is computed.
+        """
+        return self.parallel_executions + (1 if self._place.on_cpu or not self.threaded else 2)
 
     def _in_flight(self, program: Program) -> int:
         tuned = self._tuned.get(program.name)
         return self.executions_in_flight if tuned is None else tuned.executions_in_flight
 
-    def dispatch(self, job: Job, start: int, stop: int, size: int) -> dict[str, Array]:
+    def dispatch(self, job: Job, start: int, stop: int, size: int, *, stay: bool = False) -> dict[str, Array]:
         """Starts rows of a job, with its weights, as one batch; returns outputs before they are computed.
+
+        They are copied to the host as soon as they are, those of many bytes only if they are not to `stay`.
 
         Raises:
             InputError: A value that is not finite.
@@ -90,10 +98,14 @@ class Runner:
             arguments = [self._place.put_rows(argument) for argument in arguments]
         with _dispatching if self._place.cuts_weights else nullcontext():
             results = executable(*job.weights, *arguments)
-        if not job.is_finite:
+        if self._place.on_cpu and not job.is_finite:
             job.check_finite(start, stop)  # while the device computes; a bad row spoils no other
         if self._place.spans_processes:
-            return {name: self._place.take_rows(result) for name, result in results.items()}
+            results = {name: self._place.take_rows(result) for name, result in results.items()}
+        if not self._place.on_cpu:
+            for result in results.values():
+                if not stay or result.nbytes <= _FEW_BYTES:
+                    result.copy_to_host_async()
         return results
 
     def prepare(self, program: Program, size: int, weights: Weights) -> bool:
@@ -203,8 +215,6 @@ class _Dispatched:
         if piece.size <= piece.job.program.max_batch_size:
             try:
                 self._results = runner.dispatch(piece.job, piece.start, piece.stop, piece.size)
-                for result in self._results.values():
-                    result.copy_to_host_async()
             except jax.errors.JaxRuntimeError as error:
                 runner.halve(piece.job.program, piece.size, error)
                 self._results = None

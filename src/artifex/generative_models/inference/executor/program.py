@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("artifex")
 
-# On accelerators, an output beside the endpoint's own: of each row, whether all that it gives is finite.
+# On accelerators, an output beside the endpoint's own: of each row, whether all that it takes and gives is
+# finite. There the host takes longer to look through rows than the device to compute with them.
 FINITE = " finite"
+FINE, BAD_INPUT, BAD_OUTPUT = -1, -2, -3
 MANY_CAPTURED = 1 << 16  # bytes of captured constants, from which they are taken to be weights
 
 
@@ -178,12 +180,16 @@ class Program:
                 keys = derived_keys(next(given))
             else:
                 keys = jax.random.split(jax.random.key(0, impl=KEY_IMPL), size)
-            inputs = {name: self._prepared(name, next(given)) for name in self.inputs}
+            taken = {name: next(given) for name in self.inputs}
+            inputs = {name: self._prepared(name, value) for name, value in taken.items()}
             model = weights.rebuild([leaves[i] for i in weights.all])
             outputs = _by_name(self.name, self._endpoint.fn(model, keys, inputs, **self.options), size)
             if self._dtype is not None:
                 outputs = {name: _as_floating(value, jnp.float32) for name, value in outputs.items()}
-            return outputs if self.place.on_cpu else {**outputs, **_finite(outputs)}
+            if self.place.on_cpu:
+                return outputs
+            fine = _where_finite(outputs, jnp.full(size, FINE, jnp.int32), BAD_OUTPUT)
+            return {**outputs, FINITE: _where_finite(taken, fine, BAD_INPUT)}
 
         return run
 
@@ -300,15 +306,13 @@ def _described(value: Any) -> str:
     return f"array of {value.dtype}" if isinstance(value, jax.Array) else type(value).__name__
 
 
-def _finite(outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Of each row, whether all its numbers are finite, where any of them may not be."""
-    floating = [
-        value for value in outputs.values() if jnp.issubdtype(value.dtype, jnp.inexact) and value.ndim
-    ]
-    if not floating:
-        return {}
-    rows = [jnp.isfinite(value).reshape(len(value), -1).all(axis=1) for value in floating]
-    return {FINITE: functools.reduce(jnp.logical_and, rows)}
+def _where_finite(arrays: Mapping[str, Any], codes: Array, otherwise: int) -> Array:
+    """The codes of rows, with another in place of those that have a number which is not finite."""
+    for value in arrays.values():
+        if jnp.issubdtype(value.dtype, jnp.inexact):
+            finite = jnp.isfinite(value).reshape(len(codes), -1).all(axis=1)
+            codes = jnp.where(finite, codes, otherwise)
+    return codes
 
 
 def _programs(closed: Any) -> Iterator[Any]:
