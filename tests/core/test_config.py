@@ -12,6 +12,7 @@ from flax import nnx
 from artifex.generative_models.core import config
 from artifex.generative_models.core.config import (
     abstract_model,
+    installed_class,
     model_type_of,
     model_types,
     read_json,
@@ -20,6 +21,7 @@ from artifex.generative_models.core.config import (
 from artifex.generative_models.core.errors import ConfigError, UnknownModelTypeError
 from artifex.generative_models.models.vae import VAE
 
+OWN = ["classifier", "denoiser", "vae"]
 CONFIG: Mapping[str, Any] = {"input_shape": [8, 8, 1], "latent_dim": 4}
 
 
@@ -71,16 +73,16 @@ def test_values_without_a_form_in_json(tmp_path: Path, value: Any) -> None:
 
 
 def test_installed_families() -> None:
-    assert model_types() == ["vae"]
+    assert model_types() == OWN
     assert model_type_of(abstract_model("vae", CONFIG)) == "vae"
-    with pytest.raises(UnknownModelTypeError, match=r"flax.*Linear is no installed family \(vae\)"):
+    with pytest.raises(UnknownModelTypeError, match=r"flax.*Linear is no installed family \(classifier"):
         model_type_of(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
 
 
 def test_sources_that_are_not_installed_have_the_own_families(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "entry_points", lambda group: ())
     monkeypatch.setattr(config, "_table", config._table.__wrapped__)  # read anew, and not kept
-    assert model_types() == ["vae"]
+    assert model_types() == OWN
     assert model_type_of(abstract_model("vae", CONFIG)) == "vae"
 
 
@@ -88,7 +90,21 @@ def test_families_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     added = EntryPoint("linear", "flax.nnx:Linear", "artifex.models")
     monkeypatch.setattr(config, "entry_points", lambda group: (added,) if group == added.group else ())
     monkeypatch.setattr(config, "_table", config._table.__wrapped__)
-    assert model_types() == ["linear", "vae"]
+    assert model_types() == sorted([*OWN, "linear"])
+
+
+def test_classes_of_packages_that_have_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert installed_class(VAE.__module__, "VAE") is VAE
+    for module, name in (
+        ("json", "JSONDecoder"),  # of no such package
+        ("artifex.nowhere", "VAE"),
+        (VAE.__module__, "VAE.nothing"),
+        (VAE.__module__, "nnx"),  # which is no class
+    ):
+        assert installed_class(module, name) is None
+    other = EntryPoint("other", "json.decoder:Other", "artifex.models")
+    monkeypatch.setattr(config, "_table", lambda: {"other": other})
+    assert installed_class("json", "JSONDecoder") is json.JSONDecoder
 
 
 def test_an_abstract_model_has_the_structure_and_no_weights(tiny_vae: VAE) -> None:
@@ -118,7 +134,7 @@ def test_an_abstract_model_has_the_structure_and_no_weights(tiny_vae: VAE) -> No
 def test_nothing_is_imported_because_a_file_says_so(model_type: str) -> None:
     abstract_model("vae", CONFIG)
     before = set(sys.modules)
-    with pytest.raises(UnknownModelTypeError, match=r"unknown model_type .*; installed are vae"):
+    with pytest.raises(UnknownModelTypeError, match=r"unknown model_type .*; installed are classifier"):
         abstract_model(model_type, CONFIG)
     assert set(sys.modules) == before
 

@@ -28,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx, traverse_util
 
+from artifex.generative_models.core.casting import cast
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.directories import foreign_weights, local_path
 from artifex.generative_models.core.errors import (
@@ -299,7 +300,9 @@ def _as_stated(array: jax.Array, wanted: Any, dtype: DTypeLike | None) -> jax.Ar
     """An array in the dtype that it is to have; a key, of its words."""
     if _is_key(wanted):
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.zeros((), wanted.dtype)))
-    return array.astype(dtype) if dtype is not None and _is_floating(array.dtype) else array
+    if dtype is None or not _is_floating(array.dtype):
+        return array
+    return jax.device_put(cast(array, dtype), array.sharding)
 
 
 def _fresh(wanted: Any, sharding: jax.sharding.Sharding | WeightLayout) -> jax.Array:

@@ -7,6 +7,7 @@ evaluated.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import math
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
     from flax import nnx
 
 _GROUP = "artifex.models"
-_OWN_FAMILIES = {"vae": "artifex.generative_models.models.vae:VAE"}  # so that they need no installation
+_OWN_FAMILIES = {  # so that they need no installation
+    "classifier": "artifex.generative_models.models.classifier:Classifier",
+    "denoiser": "artifex.generative_models.models.denoiser:Denoiser",
+    "vae": "artifex.generative_models.models.vae:VAE",
+}
 _MAX_BYTES = 1 << 20
 
 
@@ -134,6 +139,23 @@ def abstract_model(model_type: str, config: Mapping[str, Any]) -> nnx.Module:
         ) from error
     model.eval()
     return model
+
+
+def installed_class(module: str, qualname: str) -> type | None:
+    """A class of this package, or of a package that has a family; None where there is none.
+
+    What is kept between starts may name one. Modules of other packages are never imported for it.
+    """
+    packages = {"artifex", *(entry_point.module.partition(".")[0] for entry_point in _table().values())}
+    if module.partition(".")[0] not in packages:
+        return None
+    try:
+        found: Any = importlib.import_module(module)
+        for name in qualname.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError):
+        return None
+    return found if isinstance(found, type) else None
 
 
 @cache
