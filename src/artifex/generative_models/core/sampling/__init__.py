@@ -1,0 +1,1 @@
+"""Models that take steps: loops, and samplers as tables of coefficients."""
