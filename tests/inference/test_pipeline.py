@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from denoisers import denoiser
 from flax import nnx
 from shared import TOLERANCE
 
@@ -15,6 +16,7 @@ from artifex.generative_models.inference import (
     export_model,
     normalize_images,
 )
+from artifex.generative_models.inference.pipeline import picture_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +128,43 @@ def test_endpoints_a_family_lacks_are_named(digits):
 
     with pytest.raises(InputError, match="no endpoint 'encode'"):
         InferencePipeline(Noise()).encode(jax.numpy.zeros((1, 2, 2, 1)))
+
+
+@pytest.fixture(scope="module")
+def drawer():
+    return picture_pipeline(denoiser(), batch_size=4)
+
+
+def test_looks_at_samples_end_in_what_generate_gives(drawer):
+    given = {"label": [0, 1, 2], "num_steps": [2, 5, 3], "sampler": "ddim"}
+    looks = list(drawer.iterate(3, rngs=4, every=2, **given))
+    assert [look.left for look in looks] == [2, 1, 0]
+    np.testing.assert_array_equal([look.steps for look in looks], [[2, 2, 2], [2, 4, 3], [2, 5, 3]])
+    samples = drawer.generate(3, rngs=4, **given)
+    np.testing.assert_array_equal(looks[-1].outputs["x"], samples)
+    assert looks[0].outputs["x"].dtype == np.uint8
+    np.testing.assert_array_equal(looks[0].outputs["x"][0], samples[0])  # which was done by then
+    assert (looks[0].outputs["x"][1] != samples[1]).any()
+
+
+def test_more_samples_than_a_batch_are_not_looked_at(drawer, pipeline):
+    with pytest.raises(InputError, match="5 rows to look at, and batches have 4"):
+        next(drawer.iterate(5))
+    with pytest.raises(InputError, match="takes no steps"):
+        next(pipeline.iterate(1))
+
+
+def test_between_two_pictures_of_a_denoiser(drawer):
+    ends = drawer.generate(2, rngs=0, label=1)
+    line = drawer.interpolate(*ends, 5, label=1)
+    assert line.shape == (5, 4, 4, 1)
+    assert line.dtype == np.uint8
+    given = {"x": ends[:1], "y": ends[1:], "label": 1}
+    for i in (0, 4):
+        alone = drawer.call("interpolate", weight=i / 4, **given)["x"]
+        np.testing.assert_allclose(line[i], drawer.postprocess_fn(alone)[0], atol=1)
+
+
+def test_latents_have_no_label(pipeline, digits):
+    with pytest.raises(InputError, match="interpolate: label is not taken"):
+        pipeline.interpolate(digits[0], digits[1], 3, label=1)

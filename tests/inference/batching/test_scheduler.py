@@ -54,6 +54,11 @@ def test_batch_rows(num_queued, batch_sizes, parallel, expected):
     assert batch_rows(num_queued, batch_sizes, parallel) == expected
 
 
+def test_rows_of_loops_are_shared_however_few():
+    sizes = (1, 2, 4, 8)
+    assert [batch_rows(number, sizes, 2, least=1) for number in (1, 2, 3, 4, 8, 16)] == [1, 1, 2, 2, 4, 8]
+
+
 SIZES = st.sets(st.integers(1, 64), min_size=1, max_size=6).map(lambda sizes: tuple(sorted(sizes)))
 
 

@@ -29,6 +29,7 @@ from artifex.generative_models.inference.formats.loading import (
     latest_step,
 )
 from artifex.generative_models.inference.pipeline import load_pipeline
+from artifex.generative_models.models.classifier import Classifier
 from artifex.generative_models.models.vae import VAE
 
 
@@ -109,7 +110,7 @@ def test_weights_go_to_the_default_device(exported: Path) -> None:
 
 
 def test_a_bundled_model() -> None:
-    assert bundled_models() == ["mnist-vae"]
+    assert bundled_models() == ["mnist-classifier", "mnist-diffusion", "mnist-flow", "mnist-vae"]
     loaded, config, metadata = load_exported_model("mnist-vae")
     assert loaded.input_shape == (28, 28, 1)
     assert config == loaded.config
@@ -131,7 +132,9 @@ def test_bundled_names_are_no_directories(tmp_path: Path, monkeypatch: pytest.Mo
 )
 def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"neither a directory nor a bundled model \(mnist-vae\)"):
+    with pytest.raises(
+        ConfigError, match=r"neither a directory nor a bundled model \(mnist-c.*, mnist-vae\)"
+    ):
         load_exported_model(name)
 
 
@@ -153,7 +156,20 @@ WRONG = {
     "training_steps": ["many", 1.5, False],
     "final_loss": ["low", [1.0], True],
     "image_range": [..., None, "01", {"low": 0}],
+    "compute_dtype": [1, "int32", "float8"],
 }
+
+
+def test_weights_may_be_stored_in_fewer_bits_than_they_compute_in(tmp_path: Path) -> None:
+    graphdef, state = nnx.split(Classifier((4, 4, 1), 2, [2], 3, rngs=nnx.Rngs(0)))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state)
+    path = export_model(nnx.merge(graphdef, half), tmp_path / "half", step=1, compute_dtype="float32")
+    wanted = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(load_exported_model(path)[0]), wanted)
+    leaves = jax.tree.leaves(nnx.state(load_pipeline(path).model))
+    assert {leaf.dtype.name for leaf in leaves} == {"float32"}
+    kept = load_exported_model(path, dtype=jnp.bfloat16)[0]  # what the caller says comes first
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(kept), half)
 
 
 def test_facts_of_the_training_may_be_unknown(copy: Path, model: VAE, tmp_path: Path) -> None:
@@ -233,7 +249,7 @@ def test_nothing_is_imported_because_a_file_says_so(copy: Path, model_type: str)
     load_exported_model(copy)
     spoil(copy / "metadata.json", model_type=model_type)
     before = set(sys.modules)
-    with pytest.raises(UnknownModelTypeError, match="installed are vae"):
+    with pytest.raises(UnknownModelTypeError, match="installed are classifier, denoiser, vae"):
         load_exported_model(copy)
     assert set(sys.modules) == before
 

@@ -5,16 +5,20 @@ import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from denoisers import denoiser
 from flax import nnx
 from shared import collector_off
 
 from artifex.generative_models.core import Endpoint, TensorSpec
+from artifex.generative_models.core.fields import checked_fields
+from artifex.generative_models.core.sampling.denoising import Denoising
 from artifex.generative_models.inference import Executor, InferencePipeline, cache, export_model
 from artifex.generative_models.inference import pipeline as pipelines
 from artifex.generative_models.inference.executor.kept import described_spec, spec_of
@@ -108,11 +112,87 @@ def test_specs_costs_and_tuning_results_are_those_of_the_model(export: Path):
 
 
 def test_endpoints_have_no_more_than_a_snapshot_keeps():
-    assert {field.name for field in dataclasses.fields(Endpoint)} == {"fn", "inputs", "options", "doc"}
+    kept = {"fn", "inputs", "options", "doc", "says", "ahead"}
+    assert {field.name for field in dataclasses.fields(Endpoint)} == kept
     kept = {"shape", "dtype", "default", "doc", "image_range"}
     assert {field.name for field in dataclasses.fields(TensorSpec)} == kept
     spec = TensorSpec((4, 4, 1), jnp.bfloat16, 1.0, "a picture", (-1.0, 1.0))
     assert spec_of(json.loads(json.dumps(described_spec(spec)))) == spec
+
+
+@pytest.fixture(scope="module")
+def made_denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_model(denoiser(), tmp_path_factory.mktemp("models") / "denoiser", step=3)
+
+
+@pytest.fixture
+def drawer(root: Path, made_denoiser: Path, tmp_path: Path) -> Path:
+    """An export of a model that takes steps."""
+    return Path(shutil.copytree(made_denoiser, tmp_path / "denoiser"))
+
+
+def looks_of(executor: Executor) -> list[np.ndarray]:
+    said = executor.endpoints["generate"].says
+    values = checked_fields("generate", said.fields, {"num_steps": [3, 5], "label": [1, 2]}, 2)
+    rows = said.rows(values, 2, said.options(values))
+    key = jax.random.key(1)
+    return [look.outputs["x"] for look in executor.iterate("generate", rows, key=key, every=2)]
+
+
+def test_a_second_start_has_fields_and_steps_without_the_model(drawer: Path, monkeypatch: pytest.MonkeyPatch):
+    said = {"label": [0, 1, 3, 2], "num_steps": 2, "sampler": ["ddim", "euler", "unipc", "heun"]}
+    first = load_pipeline(drawer, batch_size=4)
+    wanted = first.generate(4, rngs=7, **said), looks_of(first.executor)
+    assert first.executor.compile_count == 1 + 3  # a loop in parts is three
+    for module in (snapshots, pipelines):
+        name = "abstract_model" if module is snapshots else "load_exported_model"
+        monkeypatch.setattr(module, name, mock.Mock(side_effect=AssertionError("a second start does it not")))
+    second = load_pipeline(drawer, batch_size=4)
+    assert second.executor.endpoints["generate"].says == first.executor.endpoints["generate"].says
+    np.testing.assert_array_equal(second.generate(4, rngs=7, **said), wanted[0])
+    np.testing.assert_array_equal(looks_of(second.executor), wanted[1])
+    assert second.executor.compile_count == 0
+    catalog = second.executor._catalog
+    (size,) = second.executor.batch_sizes_for("generate", 2)
+    memory = catalog.stepped(catalog.find("generate", {}), size).memory
+    assert memory.alias_size_in_bytes >= size * (4 * 4 * 4 * 4 + 4)  # the state is held once here too
+    names = first.executor.tuning_name("generate"), second.executor.tuning_name("generate")
+    assert names[0] == names[1]
+
+
+def test_a_loop_from_what_was_kept_is_traced_where_it_must_be(drawer: Path):
+    first = load_pipeline(drawer, batch_size=2)
+    wanted = first.generate(2, rngs=7, num_steps=2)
+    second = load_pipeline(drawer, batch_size=4)
+    assert second.executor.compile_count == 0
+    longer = first.generate(2, rngs=7, num_steps=70, sampler="ddim")
+    np.testing.assert_array_equal(second.generate(2, rngs=7, num_steps=70, sampler="ddim"), longer)
+    assert second.executor.compile_count == 1
+    np.testing.assert_allclose(looks_of(second.executor), looks_of(first.executor), rtol=1e-5, atol=1e-6)
+    leaf = second.model.network.proj_out_2.bias
+    leaf[...] = leaf[...] + 1
+    assert (second.generate(2, rngs=7, num_steps=2) != wanted).any()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Foreign(Denoising):
+    """Of a module that is of no installed package."""
+
+
+@pytest.mark.parametrize("case", ["foreign", "not JSON", "as JSON has it"])
+def test_what_callers_say_is_kept_where_it_is_installed(case: str):
+    scheduler = json.dumps({"_class_name": "DDIMScheduler"})
+    says: Any = Denoising(scheduler, num_labels=3)
+    if case == "foreign":
+        says = _Foreign(scheduler)
+    elif case == "not JSON":
+        says = Denoising(scheduler, num_steps=np.int64(3))
+    kept = snapshots._described_preparation(says)
+    assert (kept is None) == (case != "as JSON has it")
+    if kept is not None:
+        assert snapshots._preparation(json.loads(json.dumps(kept))) == says
+        assert snapshots._preparation({**kept, "module": "json", "qualname": "JSONDecoder"}) is None
+        assert snapshots._preparation({**kept, "qualname": "json"}) is None
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from denoisers import denoiser
 from flax import nnx
 
 from artifex import check
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference import Executor
+from artifex.generative_models.inference.measure.throughput import example_rows
 
 ROW = TensorSpec((3,), jnp.float32)
 BIG = jnp.asarray(np.random.default_rng(0).random((200, 200), np.float32))
@@ -55,6 +57,13 @@ def test_a_good_model_keeps_all(tiny_vae):
     assert [finding.law for finding in found.findings if finding.endpoint == "generate"] == LAWS
     assert len(str(found).splitlines()) == 1 + 4 * len(LAWS)
     assert check(tiny_vae, endpoints=["decode"]).holds
+
+
+def test_a_model_that_takes_steps_is_looked_at_while_it_takes_them():
+    model = denoiser()
+    assert check(model, endpoints=["generate"]).holds
+    rows = example_rows(Executor(model, batch_sizes=(2,)), "generate", 2)
+    np.testing.assert_array_equal(rows["num_steps"], [3, 3])
 
 
 @pytest.mark.parametrize(

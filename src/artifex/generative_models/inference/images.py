@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
+from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.specs import TensorSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -203,10 +204,13 @@ def is_picture(spec: TensorSpec) -> bool:
 
 
 def taking_uint8(endpoints: Mapping[str, Endpoint], image_range: tuple[float, float]) -> dict[str, Endpoint]:
-    """The endpoints, taking uint8 pictures too, which the executable scales to the model's range."""
+    """The endpoints, taking uint8 pictures too, which the executable scales to the model's range.
+
+    Inputs that have a range of their own, such as masks, keep it.
+    """
 
     def taking(spec: TensorSpec) -> TensorSpec:
-        is_scaled = is_picture(spec) and np.dtype(spec.dtype).kind not in "biuc"
+        is_scaled = is_picture(spec) and np.dtype(spec.dtype).kind not in "biuc" and spec.image_range is None
         return dataclasses.replace(spec, image_range=image_range) if is_scaled else spec
 
     return {

@@ -24,6 +24,7 @@ from artifex.generative_models.core.sharding import Shard, WeightLayout
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.settings import powers_up_to
 from artifex.generative_models.inference.executor.shared import executor_for
+from artifex.generative_models.inference.executor.stepping import Progress
 from artifex.generative_models.inference.formats.loading import (
     check_image_range,
     find_model,
@@ -38,6 +39,7 @@ from artifex.generative_models.inference.offline.batch import (
     encode_chunks,
     generate_chunks,
 )
+from artifex.generative_models.inference.offline.calling import call_endpoint
 from artifex.generative_models.inference.offline.chunks import Rows, num_rows, row_chunks
 from artifex.generative_models.inference.offline.sampling import sampling
 
@@ -171,13 +173,52 @@ class InferencePipeline:
         chunks = self.generate_chunks(num_samples, key=key, temperature=temperature, given=given)
         return collected(chunks, num_samples, "generate", out, progress)
 
-    def interpolate(self, start: Any, end: Any, num_steps: int) -> NDArray[Any]:
-        """Pictures on the straight line between two pictures' latents, both ends included.
+    def iterate(
+        self,
+        num_samples: int,
+        *,
+        every: int = 1,
+        rngs: nnx.Rngs | int | None = None,
+        temperature: float = 1.0,
+        **given: Any,
+    ) -> Iterator[Progress]:
+        """Draws samples of a model that takes steps, with a look at them after every so many.
+
+        Samples are those of `generate`. To stop to iterate is to stop the work.
+
+        Args:
+            num_samples: How many, from 1 to the largest batch size.
+            every: Steps between two looks, from 1.
+
+        The others are those of `generate`.
+
+        Yields:
+            `outputs["x"]`, pictures [num_samples, H, W, C]: the samples that are done, and previews of the
+            others; `steps` that each has taken; and how many are `left`.
+
+        Raises:
+            InputError: As for `generate`, or a model that takes no steps.
+        """
+        how = sampling(self.executor, num_samples, temperature, given)
+        rows, key = how.rows(0, num_samples), sample_key(rngs)
+        looks = self.executor.iterate(
+            "generate", rows, every=every, key=key, num_rows=num_samples, **how.options
+        )
+        for look in looks:
+            pictures = np.asarray(self.postprocess_fn(look.outputs["x"]))
+            yield look._replace(outputs={**look.outputs, "x": pictures})
+
+    def interpolate(self, start: Any, end: Any, num_steps: int, **given: Any) -> NDArray[Any]:
+        """Pictures between two, both ends included: on the straight line between their latents.
+
+        A model that has an endpoint `interpolate` does it in its own way: one that removes noise on the great
+        circle between the noises that it draws the ends from.
 
         Args:
             start: Picture [H, W, C].
             end: Picture [H, W, C].
             num_steps: Pictures in all, from 2.
+            **given: What else that endpoint takes, such as a label.
 
         Returns:
             Pictures [num_steps, H, W, C].
@@ -187,9 +228,47 @@ class InferencePipeline:
         """
         if num_steps < 2:
             raise InputError(f"num_steps: expected at least 2, got {num_steps}")
+        weights = np.linspace(0, 1, num_steps, dtype=np.float32)
+        if "interpolate" in self.executor.endpoints:
+            ends = np.asarray(self.preprocess_fn(np.stack([start, end])))
+            x, y = (np.repeat(picture[None], num_steps, axis=0) for picture in ends)
+            pictures = self.call("interpolate", x=x, y=y, weight=weights, **given)["x"]
+            return np.asarray(self.postprocess_fn(pictures))
+        if given:
+            raise InputError(f"interpolate: {', '.join(given)} is not taken")
         first, last = np.asarray(self.encode(np.stack([start, end])))
-        weights = np.linspace(0, 1, num_steps, dtype=np.float32)[:, None]
-        return self.decode((1 - weights) * first + weights * last)
+        return self.decode((1 - weights[:, None]) * first + weights[:, None] * last)
+
+    def call(
+        self,
+        endpoint: str,
+        *,
+        num_rows: int | None = None,
+        rngs: nnx.Rngs | int | None = None,
+        **given: Any,
+    ) -> dict[str, NDArray[Any]]:
+        """Runs any endpoint of the model.
+
+        `pipeline.call("inpaint", x=pictures, mask=mask, label=3, num_steps=20)["x"]` makes the missing parts
+        of pictures, in the model's range; `postprocess_fn` makes pictures to look at of them.
+
+        Args:
+            endpoint: Its name.
+            num_rows: How many rows, where no input tells it.
+            rngs: As for `generate`, for endpoints that draw random numbers.
+            **given: Its inputs, arrays [rows, ...], where pictures may be uint8; its fields, for all rows or
+                one a row; and its options.
+
+        Returns:
+            Arrays [rows, ...] by name.
+
+        Raises:
+            InputError: An unknown endpoint, a name that it does not take, or a value that does not fit.
+        """
+        key = sample_key(rngs)
+        return call_endpoint(
+            self.executor, endpoint, given, key=key, num_rows=num_rows, batch_size=self.batch_size
+        )
 
     def encode_chunks(self, images: Rows) -> Iterator[NDArray[Any]]:
         """`encode` as a stream: latents, a batch at a time."""
@@ -235,13 +314,14 @@ class InferencePipeline:
         Raises:
             InputError: An unknown endpoint.
         """
-        executor = self.executor
+        executor, batch_size = self.executor, self.rows_per_batch(endpoint)
         model = hashlib.sha256(json.dumps([self.config, self.metadata], sort_keys=True).encode())
         for leaf in executor.weights:
             model.update(np.ascontiguousarray(whole(leaf)).reshape(-1).view(np.uint8).data)
         return {
             "model": model.hexdigest(),
-            "batch_size": self.rows_per_batch(endpoint),
+            "batch_size": batch_size,
+            "runs_in": sorted(executor.batch_sizes_for(endpoint, batch_size)),
             "tuned": repr(executor.tuned.get(endpoint)),
             "devices": 1 if executor.mesh is None else executor.mesh.size,
             "device_kind": jax.devices()[0].device_kind,

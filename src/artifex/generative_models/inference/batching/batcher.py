@@ -128,6 +128,7 @@ class Batcher:
             num_rows=num_rows,
             first_row=first_row,
             values=True,
+            late=None,
             **options,
         )
         request = Request(job, outputs, timeout)
@@ -166,6 +167,7 @@ class Batcher:
             num_rows=num_rows,
             first_row=first_row,
             values=False,
+            late=None,
             **options,
         )
         return self.submit_job(job, outputs=outputs, timeout=timeout)

@@ -203,8 +203,8 @@ class RequestQueue:
         num_rows = sum([stop - start for _, start, stop in spans])
         line.num_rows -= num_rows
         self._num_rows -= num_rows
-        self._num_bytes -= num_rows * program.bytes_per_row
-        for request, _, stop in spans:
+        for request, start, stop in spans:
+            self._num_bytes -= (stop - start) * request.job.bytes_per_row
             if stop == request.job.num_rows:
                 del line.requests[request]
         if not line.requests:

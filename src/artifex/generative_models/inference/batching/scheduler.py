@@ -200,7 +200,9 @@ class Scheduler:
             return [], heads[0][0].submitted + self.max_delay - now
         # What has waited to fill a batch is not cut up to share it out.
         parallel_executions = 1 if self.max_delay else self.executor.parallel_executions
-        num_rows = batch_rows(num_queued, first.job.program.batch_sizes, parallel_executions)
+        program = first.job.program
+        least = 1 if program.takes_steps else None
+        num_rows = batch_rows(num_queued, program.batch_sizes, parallel_executions, least)
         batch = self._queue.take(first, num_rows)
         self._in_flight += 1
         stats = self._stats[first.job.program.name]
@@ -296,24 +298,27 @@ class Scheduler:
         self._queue.remove(request)
 
 
-def batch_rows(num_queued: int, batch_sizes: tuple[int, ...], parallel_executions: int) -> int:
+def batch_rows(
+    num_queued: int, batch_sizes: tuple[int, ...], parallel_executions: int, least: int | None = None
+) -> int:
     """How many of the rows that wait to run as one batch.
 
     Where several executions compute at the same time, which is on the CPU, they share the rows, but none gets
-    less than half the largest batch: smaller ones cost more a row (`benchmarks/batch_sizes.py`) and more
-    scheduling. There time goes with the batch size, so one of which more than a quarter would stay empty is
-    passed over for the next smaller one.
+    fewer than are worth it. There time goes with the batch size, so one of which more than a quarter would
+    stay empty is passed over for the next smaller one.
 
     Args:
         num_queued: Rows that wait, from 1.
         batch_sizes: The endpoint's, ascending.
         parallel_executions: How many executions compute at the same time.
+        least: The fewest rows that are worth an execution of their own; None is half the largest batch, since
+            smaller ones cost more a row (`benchmarks/batch_sizes.py`) and more scheduling.
     """
     largest = batch_sizes[-1]
     if parallel_executions == 1:
         return min(num_queued, largest)
     share = -(-num_queued // parallel_executions)
-    num_rows = min(num_queued, largest, max(share, largest // 2))
+    num_rows = min(num_queued, largest, max(share, largest // 2 if least is None else least))
     padded = next(size for size in batch_sizes if size >= num_rows)
     if 4 * num_rows >= 3 * padded:
         return num_rows

@@ -16,6 +16,7 @@ from artifex.generative_models.core.numerics import numerics
 from artifex.generative_models.inference.executor.kept import KeptPrograms
 from artifex.generative_models.inference.executor.program import Program
 from artifex.generative_models.inference.executor.settings import Tuned
+from artifex.generative_models.inference.executor.stepping import Stepped
 from artifex.generative_models.inference.executor.weights import Weights
 
 _UINT8 = np.dtype(np.uint8)
@@ -71,6 +72,14 @@ class Catalog:
         """A program's executable of a batch size, compiled where it is missing (for other weights too)."""
         ready = program.executables.get(size)
         return ready or program.executable(size, weights or self.weights, self._count)
+
+    def stepped(self, program: Program, size: int) -> Stepped:
+        """A loop's executables in parts of a batch size, compiled where they are missing.
+
+        Raises:
+            InputError: It is no loop.
+        """
+        return program.stepped(size, self.weights, self._count)
 
     @property
     def all_batch_sizes(self) -> tuple[int, ...]:

@@ -6,17 +6,19 @@ import copy
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from artifex.generative_models.core.endpoint import Endpoint, are_alike, asked, endpoints_of
 from artifex.generative_models.core.errors import InputError, InputTypeError
+from artifex.generative_models.core.sampling.loop import Loop
 from artifex.generative_models.inference.executor.catalog import Catalog
 from artifex.generative_models.inference.executor.jobs import Inputs, Job, checked
 from artifex.generative_models.inference.executor.kept import KeptPrograms
-from artifex.generative_models.inference.executor.overlap import Runner, num_cores
-from artifex.generative_models.inference.executor.placement import Placement
+from artifex.generative_models.inference.executor.overlap import Runner
+from artifex.generative_models.inference.executor.placement import Placement, num_cores
 from artifex.generative_models.inference.executor.settings import (
     Tuned,
     load_tuned,
@@ -90,7 +92,7 @@ class Current:
             return job
         inputs = {name: rows[: job.num_rows] for name, rows in job.inputs.items()}  # without padding
         program = catalog.find(job.program.name, job.program.options, inputs)
-        return checked(program, catalog.weights, inputs, job.num_rows, keys=job.keys)
+        return checked(program, catalog.weights, inputs, job.num_rows, keys=job.keys, late=job.late)
 
     def warm(
         self, endpoint: str, sizes: Sequence[int] | None, image_dtype: DTypeLike | None
@@ -122,7 +124,12 @@ class Current:
     def follow(self, build: Callable[[list[Any]], Any]) -> Any:
         """Builds an NNX module of the flat weights, and reads them from it from now on."""
         given = self.opened.endpoints
-        self._endpoints_of = lambda _: {name: asked(name, made) for name, made in given.items()}
+        self._endpoints_of = lambda model: {
+            name: replace(made, fn=model.endpoints()[name].fn)
+            if isinstance(made.fn, Loop)  # those of now build the module of weights that are flat
+            else asked(name, made)
+            for name, made in given.items()
+        }
         return self.opened.weights.follow(build)
 
     def tuning_name(self, endpoint: Endpoint, weights: Weights) -> str:

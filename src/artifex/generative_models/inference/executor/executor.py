@@ -20,19 +20,30 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from artifex.generative_models.core.endpoint import Endpoint, Model, TensorSpec
+from artifex.generative_models.core.endpoint import Endpoint, Model
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.keys import RowKeys
 from artifex.generative_models.core.sharding import Shard
+from artifex.generative_models.core.specs import TensorSpec
 from artifex.generative_models.inference.executor.catalog import Catalog
 from artifex.generative_models.inference.executor.cost import Cost, cost_of
 from artifex.generative_models.inference.executor.current import Current
-from artifex.generative_models.inference.executor.jobs import Inputs, Job, checked, row_keys, without_rows
+from artifex.generative_models.inference.executor.jobs import (
+    Inputs,
+    Job,
+    Late,
+    Piece,
+    checked,
+    row_keys,
+    without_rows,
+)
 from artifex.generative_models.inference.executor.kept import KeptPrograms
 from artifex.generative_models.inference.executor.lockstep import Lockstep
 from artifex.generative_models.inference.executor.overlap import Runner
 from artifex.generative_models.inference.executor.placement import Placement
+from artifex.generative_models.inference.executor.program import FINITE
 from artifex.generative_models.inference.executor.settings import Tuned
+from artifex.generative_models.inference.executor.stepping import Progress, side_by_side
 from artifex.generative_models.inference.executor.weights import Weights
 
 if TYPE_CHECKING:
@@ -115,8 +126,9 @@ class Executor:
     ) -> dict[str, Array]:
         """Runs an endpoint on any number of rows.
 
-        When the rows are exactly one batch size the outputs stay on the device; otherwise they are put
-        together on the host, since slicing on a device would compile anew for each length.
+        When the rows are exactly one batch size the outputs stay on the device; otherwise, and where rows of
+        a loop are spread over cores, they are put together on the host, since slicing on a device would
+        compile anew for each length.
 
         Args:
             endpoint: Name of the endpoint.
@@ -150,7 +162,7 @@ class Executor:
         catalog = self._catalog
         program = catalog.find(endpoint, options, inputs)
         job = checked(program, catalog.weights, inputs, num_rows, key=key, keys=keys).take_weights()
-        if job.num_rows in program.batch_sizes:
+        if job.num_rows in program.batch_sizes and program.rows_of_a_piece(job.num_rows) >= job.num_rows:
             try:
                 placed = self._runner.dispatch(job, 0, job.num_rows, job.num_rows, stay=True)
                 job.check_results(0, job.num_rows, placed)
@@ -190,6 +202,48 @@ class Executor:
         given = ((None, chunk) if isinstance(chunk, int) else (chunk, None) for chunk in chunks)
         return self._stream(endpoint, given, options, key=key, first_row=first_row)
 
+    def iterate(
+        self,
+        endpoint: str,
+        inputs: Inputs | None = None,
+        *,
+        every: int = 1,
+        key: Key[Array, ""] | None = None,
+        keys: Key[Array, " rows"] | None = None,
+        num_rows: int | None = None,
+        **options: Hashable,
+    ) -> Iterator[Progress]:
+        """Runs an endpoint that takes steps, a few at a time, with a look at each row in between.
+
+        Rows give what a call gives. Whoever stops to iterate stops the work.
+
+        Args:
+            endpoint: Name of the endpoint; it must be a loop.
+            every: Steps between two looks, from 1.
+
+        The others, and errors, are those of a call; there may be as many rows as the largest batch.
+        """
+        if every < 1:
+            raise InputError(f"every: expected at least 1, got {every}")
+        if self._place.spans_processes:
+            raise InputError("a mesh of several processes runs whole jobs; look at samples in one process")
+        catalog = self._catalog
+        program = catalog.find(endpoint, options, inputs)
+        job = checked(program, catalog.weights, inputs, num_rows, key=key, keys=keys).take_weights()
+        if job.num_rows > program.max_batch_size:
+            raise InputError(
+                f"{endpoint}: {job.num_rows} rows to look at, and batches have {program.max_batch_size}"
+            )
+        job.check_finite(0, job.num_rows)
+        pieces = list(job.pieces({}))
+        runs = [catalog.stepped(program, piece.size).run(self._on_device(piece), every) for piece in pieces]
+        for looks in side_by_side(runs):
+            parts = []
+            for piece, (found, broken) in zip(pieces, looks, strict=True):
+                job.check_results(piece.start, piece.stop, {**found.outputs, FINITE: broken})
+                parts.append(found.first(piece.stop - piece.start))
+            yield Progress.joined(parts)
+
     def check(
         self,
         endpoint: str,
@@ -201,6 +255,7 @@ class Executor:
         num_rows: int | None = None,
         first_row: int = 0,
         values: bool = True,
+        late: Late | None = None,
         **options: Hashable,
     ) -> Job:
         """Checks a call that is to run later, merged with others: what queues are made of.
@@ -214,12 +269,13 @@ class Executor:
                 row, each of which is then sample 0 of its seed.
             first_row: Number of the first row, where this call is a part of a longer job.
             values: Whether to look for values that are not finite; else that is for `Job.check_finite`.
+            late: Inputs that are made when their rows are about to run.
         """
         if self._place.spans_processes:
             raise InputError(
                 "a mesh of several processes runs whole jobs, which each of them calls for; queues are of one"
             )
-        given: dict[str, Any] = {"key": key, "keys": keys, "seed": seed, "first_row": first_row}
+        given: dict[str, Any] = {"key": key, "keys": keys, "seed": seed, "first_row": first_row, "late": late}
         job = self._current.check(endpoint, options, inputs, num_rows, given).cast()
         if values:
             job.check_finite(0, job.num_rows)
@@ -266,6 +322,14 @@ class Executor:
             InputError: An unknown endpoint.
         """
         return self._catalog.find(endpoint, {}).batch_sizes
+
+    def batch_sizes_for(self, endpoint: str, num_rows: int) -> set[int]:
+        """The row counts that a call with so many rows runs in.
+
+        Raises:
+            InputError: An unknown endpoint.
+        """
+        return {size for _, _, size in self._catalog.find(endpoint, {}).cuts(0, num_rows)}
 
     @property
     def tuned(self) -> dict[str, Tuned]:
@@ -451,6 +515,11 @@ class Executor:
             f"Executor({', '.join(catalog.endpoints)}; batches of {sizes} rows; "
             f"{len(self._place.devices)} x {kinds}; {catalog.compile_count} compiled)"
         )
+
+    def _on_device(self, piece: Piece) -> list[Array]:
+        """All that an executable takes for a piece, put where it takes it from however often."""
+        arguments = piece.job.arguments(piece.start, piece.stop, piece.size)
+        return [*piece.job.weights, *jax.device_put(arguments, self._place.rows)]
 
     def _stream(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,10 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.generative_models.core.errors import InputError, InputTypeError, NonFiniteError
 from artifex.generative_models.core.keys import MAX_ROWS, RowKeys, packed_keys
-from artifex.generative_models.inference.executor.program import BAD_INPUT, FINE, FINITE, Program
+from artifex.generative_models.core.specs import TensorSpec
+from artifex.generative_models.inference.executor.program import (
+    BAD_INPUT,
+    FINE,
+    FINITE,
+    Program,
+    bytes_of,
+)
 from artifex.generative_models.inference.executor.weights import Weights
 
 if TYPE_CHECKING:
@@ -26,6 +32,23 @@ _LOOK_BYTES = 16 << 20  # of rows that are looked through at once
 _LARGEST = 65504.0  # what every floating dtype holds, but float8
 
 
+@dataclass(frozen=True)
+class Late:
+    """Inputs that are made of rows which are about to run, so that those that wait take no memory.
+
+    Args:
+        names: Their names.
+        rows: Gives those of rows from one number to another, arrays [rows, ...].
+    """
+
+    names: Collection[str]
+    rows: Callable[[int, int], Mapping[str, np.ndarray]]
+
+    def part(self, first: int) -> Late:
+        """Those of the rows from a number on, which then counts from 0."""
+        return Late(self.names, lambda start, stop: self.rows(first + start, first + stop))
+
+
 @dataclass(slots=True)
 class Job:
     """The checked rows of one call, or of one chunk of a stream.
@@ -35,6 +58,7 @@ class Job:
         model: Whose weights it runs with.
         num_rows: How many.
         inputs: Arrays [rows, ...] by name.
+        late: The inputs that are not among them yet.
         keys: What their keys are derived from; None where nothing is drawn.
         first_row: Number of the first row, for people.
         is_finite: Whether its inputs were looked through already.
@@ -49,27 +73,53 @@ class Job:
     first_row: int = 0
     is_finite: bool = False
     weights: Sequence[Array] = ()
+    late: Late | None = None
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes that a row's inputs and outputs take on the host, but for inputs that are made late."""
+        if self.late is None:
+            return self.program.bytes_per_row
+        late = sum(bytes_of(self.program.inputs[name]) for name in self.late.names)
+        return self.program.bytes_per_row - late
 
     @property
     def num_bytes(self) -> int:
         """Bytes that its inputs and outputs take on the host."""
-        return self.num_rows * self.program.bytes_per_row
+        return self.num_rows * self.bytes_per_row
 
     def part(self, start: int, stop: int) -> Job:
         """Rows `start` to `stop`."""
         inputs = {name: rows[start:stop] for name, rows in self.inputs.items()}
         keys = None if self.keys is None else self.keys.part(start, stop)
         return Job(
-            self.program, self.model, stop - start, inputs, keys, self.first_row + start, self.is_finite
+            self.program,
+            self.model,
+            stop - start,
+            inputs,
+            keys,
+            self.first_row + start,
+            self.is_finite,
+            late=None if self.late is None else self.late.part(start),
         )
+
+    def complete(self, start: int, stop: int) -> Part:
+        """Rows with all their inputs, those that come late too."""
+        part = self.part(start, stop)
+        part.inputs |= self._made(start, stop)
+        part.late = None
+        return part, 0, stop - start
+
+    def _made(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        if self.late is None:
+            return {}
+        specs, made = self.program.inputs, self.late.rows(start, stop)
+        return {name: np.ascontiguousarray(made[name], specs[name].dtype) for name in self.late.names}
 
     def pieces(self, outputs: dict[str, np.ndarray], start: int = 0, stop: int = 0) -> Iterator[Piece]:
         """Cuts rows into batches; the batch sizes may fall in the meantime."""
-        stop = stop or self.num_rows
-        while start < stop:
-            end = min(start + self.program.max_batch_size, stop)
-            yield Piece(self, start, end, self.program.batch_size_for(end - start), outputs)
-            start = end
+        for first, last, size in self.program.cuts(start, stop or self.num_rows):
+            yield Piece(self, first, last, size, outputs)
 
     def allocate(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Arrays for its outputs, all or those named."""
@@ -81,7 +131,11 @@ class Job:
 
     def arguments(self, start: int, stop: int, size: int) -> list[Any]:
         """What the executable takes after the weights: a slice, padded to a batch size."""
-        inputs = [self._input(name, start, stop, size) for name in self.program.inputs]
+        made = self._made(start, stop)
+        inputs = [
+            padded(made[name], size, spec.dtype) if name in made else self._input(name, start, stop, size)
+            for name, spec in self.program.inputs.items()
+        ]
         return inputs if self.keys is None else [packed_keys([(self.keys, start, stop)], size), *inputs]
 
     def _input(self, name: str, start: int, stop: int, size: int) -> Any:
@@ -100,8 +154,8 @@ class Job:
 
     def cast(self) -> Self:
         """Has its inputs in the dtypes that they are run in; what overflows is for `check_finite` to tell."""
-        for name, spec in self.program.inputs.items():
-            array = self.inputs[name]
+        for name, array in self.inputs.items():
+            spec = self.program.inputs[name]
             if array.dtype == spec.dtype:
                 self.inputs[name] = np.ascontiguousarray(array)
             else:
@@ -124,29 +178,33 @@ class Job:
                     f"{self.program.name}: {name}: row {row} has a NaN or infinite value as {dtype.name}"
                 )
 
-    def check_results(self, start: int, stop: int, results: Mapping[str, Array]) -> None:
+    def check_results(self, start: int, stop: int, results: Mapping[str, Any]) -> None:
         """Waits for the results of rows, and refuses those that are NaNs or infinities.
 
         Raises:
             InputError: On an accelerator, they come of an input that has one.
             NonFiniteError: There is one; it says in which row.
         """
-        num_rows = stop - start
+        num_rows, when = stop - start, ""
         bad: list[int] = []
-        if self.program.place.on_cpu:  # where they can be looked at as they are
+        if FINITE in results:
+            codes = np.asarray(results[FINITE])[:num_rows]
+            if not (fine := codes == FINE).all():
+                bad.append(int(np.argmin(fine)))
+                code = codes[bad[0]]
+                if code == BAD_INPUT:
+                    self.check_finite(start + bad[0], start + bad[0] + 1)
+                when = f" at step {code}" if code >= 0 else ""
+        if self.program.place.on_cpu and not bad:  # where they can be looked at as they are
             for name in self.program.outputs:
                 rows = np.asarray(results[name])[:num_rows]
                 if (row := _first_not_finite(rows, rows.dtype)) is not None:
                     bad.append(row)
-        elif not (fine := (codes := np.asarray(results[FINITE])[:num_rows]) == FINE).all():
-            bad.append(int(np.argmin(fine)))
-            if codes[bad[0]] == BAD_INPUT:
-                self.check_finite(start + bad[0], start + bad[0] + 1)
         if not bad:
             return
         row = self.first_row + start + min(bad)
         raise NonFiniteError(
-            f"{self.program.name}: row {row} came out NaN or infinite: the model's weights, or what "
+            f"{self.program.name}: row {row} came out NaN or infinite{when}: the model's weights, or what "
             "it was given, are at the limit of its dtype, or it divides by zero"
         )
 
@@ -205,6 +263,7 @@ def checked(
     keys: Any = None,
     seed: int | Sequence[int] | None = None,
     first_row: int = 0,
+    late: Late | None = None,
 ) -> Job:
     """Checks what a caller gives and puts it into the form that pieces are cut from.
 
@@ -223,7 +282,10 @@ def checked(
             raise InputError(f"{name}: unknown input {input_name!r}; it takes {', '.join(program.inputs)}")
     arrays: dict[str, Any] = {}
     scalars: dict[str, float] = {}
+    made_late = () if late is None else late.names
     for input_name, spec in program.inputs.items():
+        if input_name in made_late:
+            continue
         value = inputs.get(input_name, spec.default)
         if value is None:
             raise InputError(f"{name}: missing input {input_name!r}, rows of {spec.shape}")
@@ -250,7 +312,7 @@ def checked(
     given: RowKeys | None = None
     if program.needs_keys:
         given = row_keys(program, num_rows, key=key, keys=keys, seed=seed, first_row=first_row)
-    return Job(program, model, num_rows, arrays, given, first_row)
+    return Job(program, model, num_rows, arrays, given, first_row, late=late)
 
 
 def row_keys(
@@ -281,6 +343,7 @@ def row_keys(
 
 def merged(parts: Sequence[Part]) -> Job:
     """Puts rows of several checked calls of one program together, padded to a batch size if they fit one."""
+    parts = [part if part[0].late is None else part[0].complete(*part[1:]) for part in parts]
     program, model = parts[0][0].program, parts[0][0].model
     num_rows = sum([stop - start for _, start, stop in parts])
     fits = num_rows <= program.max_batch_size

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import serialize_executable
 
-from artifex.generative_models.core.endpoint import TensorSpec
+from artifex.generative_models.core.specs import TensorSpec
 from artifex.generative_models.inference import cache
 
 _log = logging.getLogger("artifex")
@@ -77,9 +77,9 @@ class KeptProgram:
         kept = {**asdict(trace), "outputs": outputs, "executables": {}}
         self._kept.keep(lambda: self._kept.record.update({self._name: kept}))
 
-    def executable(self, size: int) -> jax.stages.Compiled | None:
-        """The executable of a batch size."""
-        part = self._kept.record[self._name]["executables"].get(str(size))
+    def executable(self, which: str) -> jax.stages.Compiled | None:
+        """An executable by its name: the batch size, and which part of a loop it is, where it is one."""
+        part = self._kept.record[self._name]["executables"].get(which)
         data = None if part is None else read_part(part)
         if data is None:
             return None
@@ -93,8 +93,8 @@ class KeptProgram:
             _log.debug("%s is compiled anew: %s", self._name, error)
             return None
 
-    def keep_executable(self, size: int, executable: jax.stages.Compiled) -> None:
-        """Keeps the executable of a batch size, where the backend can serialise it."""
+    def keep_executable(self, which: str, executable: jax.stages.Compiled) -> None:
+        """Keeps an executable by its name, where the backend can serialise it."""
         try:
             data = pickle.dumps(serialize_executable.serialize(executable))
         except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
@@ -102,7 +102,7 @@ class KeptProgram:
             _log.debug("%s cannot be kept: %s", self._name, error)
             return
         executables = self._kept.record[self._name]["executables"]
-        self._kept.keep(lambda: executables.update({str(size): write_part(data)}))
+        self._kept.keep(lambda: executables.update({which: write_part(data)}))
 
 
 def described_spec(spec: TensorSpec) -> list[Any]:

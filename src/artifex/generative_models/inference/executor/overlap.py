@@ -12,8 +12,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -69,7 +67,7 @@ class Runner:
     @property
     def parallel_executions(self) -> int:
         """How many executions compute at the same time."""
-        return num_cores() if self.threaded and self._place.on_cpu else 1
+        return self._place.parallel_executions if self.threaded else 1
 
     @property
     def executions_in_flight(self) -> int:
@@ -305,12 +303,6 @@ def _pool(in_flight: int) -> ThreadPoolExecutor:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that the device's memory is too small."""
     return isinstance(error, OutOfDeviceMemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-
-
-@functools.cache
-def num_cores() -> int:
-    """How many executions compute at once on the CPU."""
-    return min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, 8)
 
 
 @functools.cache

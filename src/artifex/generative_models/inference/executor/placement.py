@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,16 +52,19 @@ class Placement:
             device = SingleDeviceSharding(DeviceManager().default_device)
             self.rows: jax.sharding.Sharding = device
             self.local_rows: jax.sharding.Sharding = device
+            self.everywhere: jax.sharding.Sharding = device
             self._local_everywhere: jax.sharding.Sharding = device
         else:
             self.layout = WeightLayout(mesh, shard)
             self.rows = NamedSharding(mesh, PartitionSpec("data"))
+            self.everywhere = NamedSharding(mesh, PartitionSpec())
             self._take_part(mesh)
             local = mesh.local_mesh if self.spans_processes else mesh
             self.local_rows = NamedSharding(local, PartitionSpec("data"))
             self._local_everywhere = NamedSharding(local, PartitionSpec())
         self.devices: list[Any] = sorted(self.rows.device_set, key=lambda device: device.id)
         self.on_cpu = any(device.platform == "cpu" for device in self.devices)
+        self.parallel_executions = num_cores() if self.on_cpu and len(self.devices) == 1 else 1
         self._only_one = jax.default_backend() == "cpu" and len(jax.devices()) == 1
 
     def _take_part(self, mesh: Mesh) -> None:
@@ -128,3 +134,9 @@ class Placement:
         """Hands host rows [rows, ...] to this process's devices; over the mesh where they divide."""
         divides = len(rows) % self.num_shards == 0
         return jax.device_put(rows, self.local_rows if divides else self._local_everywhere)
+
+
+@functools.cache
+def num_cores() -> int:
+    """How many executions compute at once on the CPU."""
+    return min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, 8)

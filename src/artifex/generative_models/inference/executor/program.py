@@ -15,13 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
+from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import InputError, InputTypeError
 from artifex.generative_models.core.keys import KEY_IMPL, KEY_WORDS, derived_keys
 from artifex.generative_models.core.numerics import using
+from artifex.generative_models.core.sampling.loop import Loop
+from artifex.generative_models.core.specs import TensorSpec
 from artifex.generative_models.inference.cache import without_compilation_cache
+from artifex.generative_models.inference.executor import stepping
 from artifex.generative_models.inference.executor.kept import KeptProgram, Trace
 from artifex.generative_models.inference.executor.settings import Setting
+from artifex.generative_models.inference.executor.stepping import Opened, Stepped
 from artifex.generative_models.inference.executor.weights import Weights
 
 if TYPE_CHECKING:
@@ -31,10 +35,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("artifex")
 
-# On accelerators, an output beside the endpoint's own: of each row, whether all that it takes and gives is
-# finite. There the host takes longer to look through rows than the device to compute with them.
+# An output beside the endpoint's own: of each row of a loop, the step after which it was not finite; and on
+# accelerators, whether all that a row takes and gives is, since there the host takes longer to look through
+# rows than the device to compute with them.
 FINITE = " finite"
-FINE, BAD_INPUT, BAD_OUTPUT = -1, -2, -3
+FINE, BAD_INPUT, BAD_OUTPUT = stepping.FINE, -2, -3
 MANY_CAPTURED = 1 << 16  # bytes of captured constants, from which they are taken to be weights
 
 
@@ -72,9 +77,10 @@ class Program:
     ):
         self.name = name
         self.options = {**endpoint.defaults, **options}
+        specs = {name: spec.resolved(self.options) for name, spec in endpoint.inputs.items()}
         self.inputs = {
             name: dataclasses.replace(spec, dtype=np.uint8) if name in uint8 else spec
-            for name, spec in endpoint.inputs.items()
+            for name, spec in specs.items()
         }
         self.place = weights.place
         self.batch_sizes = batch_sizes  # fewer when the device runs out of memory
@@ -86,6 +92,7 @@ class Program:
         self._numerics = numerics
         self._lock = threading.Lock()
         self._pending: dict[int, Future[jax.stages.Compiled]] = {}
+        self._stepped: dict[int, Stepped] = {}
         self.weights = tuple(weights.all)  # those that the endpoint reads, once it is traced
         self.needs_keys = True
         self._kept = kept
@@ -107,8 +114,33 @@ class Program:
     @functools.cached_property
     def bytes_per_row(self) -> int:
         """Bytes of one row's inputs and outputs."""
-        specs = (*self.inputs.values(), *self.outputs.values())
-        return sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
+        return sum(map(bytes_of, (*self.inputs.values(), *self.outputs.values())))
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether it is a loop."""
+        return isinstance(self._endpoint.fn, Loop)
+
+    def rows_of_a_piece(self, num_rows: int) -> int:
+        """How many rows of so many to run as one batch, at most.
+
+        A row of a loop takes long enough to be worth a thread of its own, so where several executions compute
+        at the same time they share even a few rows: all cores work then, which XLA's CPU backend leaves idle.
+        """
+        if not self.takes_steps or not num_rows:
+            return self.max_batch_size
+        at_once = self.place.parallel_executions
+        num_pieces = -(-num_rows // (self.max_batch_size * at_once)) * at_once
+        size = self.batch_size_for(-(-num_rows // num_pieces))
+        return -(-num_rows // -(-num_rows // size))  # as many in each of the batches that it takes
+
+    def cuts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Where the batches of rows begin and end, and their batch sizes, which may fall in the meantime."""
+        num_rows = self.rows_of_a_piece(stop - start)
+        while start < stop:
+            end = min(start + min(num_rows, self.max_batch_size), stop)
+            yield start, end, self.batch_size_for(end - start)
+            start = end
 
     def batch_size_for(self, num_rows: int) -> int:
         """The smallest batch size that holds so many rows."""
@@ -138,7 +170,7 @@ class Program:
         if not mine:
             return pending.result()
         try:
-            loaded = None if self._kept is None else self._kept.executable(size)
+            loaded = None if self._kept is None else self._kept.executable(str(size))
             executable = loaded or self._compile(size, weights)
         except BaseException as error:
             with self._lock:
@@ -158,43 +190,92 @@ class Program:
         shardings = (*[leaf.sharding for leaf in placed], *[self.place.rows] * len(rows))
         function = self._function(weights, num_rows)
         jitted = jax.jit(function, in_shardings=shardings, out_shardings=self.place.rows)
+        return self._kept_compiled(str(size), size, lambda: jitted.lower(*placed, *rows))
+
+    def _kept_compiled(
+        self, part: str, size: int, lower: Callable[[], jax.stages.Lowered]
+    ) -> jax.stages.Compiled:
+        """Compiles a part of it for a batch size, and keeps that for later processes."""
         options = cpu_options() if self.setting(size).fusion else None
         with using(self._numerics):
-            lowered = jitted.lower(*placed, *rows)
+            lowered = lower()
         if self._kept is None:
             return lowered.compile(options)
         with without_compilation_cache():
             executable = lowered.compile(options)
-        self._kept.keep_executable(size, executable)
+        self._kept.keep_executable(part, executable)
         return executable
 
-    def _function(self, weights: Weights, size: int) -> Callable[..., dict[str, Any]]:
-        """The endpoint as a function of flat arguments: weights, keys where it reads them, inputs."""
+    def stepped(self, size: int, weights: Weights, compiled: Callable[[], None]) -> Stepped:
+        """The executables of a loop in parts, for such weights.
+
+        `compiled` is told of each that was not taken from what earlier processes kept.
+
+        Raises:
+            InputError: It is no loop.
+        """
+        loop = self._endpoint.fn
+        if not isinstance(loop, Loop):
+            raise InputError(f"{self.name}: it takes no steps; call it, or map it")
+        with self._lock:
+            if size not in self._stepped:
+                placed, rows = weights.placed(self.weights), self._row_avals(size)
+                shardings = [*[leaf.sharding for leaf in placed], *[self.place.rows] * len(rows)]
+                given = stepping.Given(
+                    [*placed, *rows], shardings, rows=self.place.rows, everywhere=self.place.everywhere
+                )
+                found = {}
+                for part, lower in stepping.parts(loop, self._opened(weights, size), given).items():
+                    name = f"{size} {part}"
+                    loaded = None if self._kept is None else self._kept.executable(name)
+                    found[part] = loaded or self._kept_compiled(name, size, lower)
+                    if loaded is None:
+                        compiled()
+                self._stepped[size] = Stepped(**found)
+            return self._stepped[size]
+
+    def _opened(self, weights: Weights, size: int) -> Opened:
+        """What flat arguments stand for: weights, keys where the endpoint reads them, and inputs."""
         others = [i for i in weights.all if i not in self.weights]
         unread = dict(zip(others, map(_stand_in, weights.placed(others)), strict=True))
 
-        def run(*arguments: Any) -> dict[str, Any]:
+        def opened(*arguments: Any) -> tuple[Any, Any, dict[str, Any], list[Any]]:
             given = iter(arguments)
             leaves = unread | dict(zip(self.weights, given, strict=False))
             if self.needs_keys:
                 keys = derived_keys(next(given))
             else:
                 keys = jax.random.split(jax.random.key(0, impl=KEY_IMPL), size)
-            taken = {name: next(given) for name in self.inputs}
-            inputs = {name: self._prepared(name, value) for name, value in taken.items()}
-            model = weights.rebuild([leaves[i] for i in weights.all])
-            outputs = _by_name(self.name, self._endpoint.fn(model, keys, inputs, **self.options), size)
+            inputs = {name: self._prepared(name, next(given)) for name in self.inputs}
+            return weights.rebuild([leaves[i] for i in weights.all]), keys, inputs, list(given)
+
+        return opened
+
+    def _function(self, weights: Weights, size: int) -> Callable[..., dict[str, Any]]:
+        """The endpoint as a function of flat arguments."""
+        opened = self._opened(weights, size)
+
+        def run(*arguments: Any) -> dict[str, Any]:
+            model, keys, inputs, _ = opened(*arguments)
+            found, broken = stepping.run(self._endpoint.fn, model, keys, inputs, self.options)
+            outputs = _by_name(self.name, found, size)
             if self._dtype is not None:
                 outputs = {name: _as_floating(value, jnp.float32) for name, value in outputs.items()}
             if self.place.on_cpu:
-                return outputs
-            fine = _where_finite(outputs, jnp.full(size, FINE, jnp.int32), BAD_OUTPUT)
-            return {**outputs, FINITE: _where_finite(taken, fine, BAD_INPUT)}
+                return outputs if broken is None else {**outputs, FINITE: broken}
+            codes = _where_finite(outputs, jnp.full(size, FINE, jnp.int32), BAD_OUTPUT)
+            if broken is not None:
+                codes = jnp.where(broken == FINE, codes, broken)
+            return {**outputs, FINITE: _where_finite(inputs, codes, BAD_INPUT)}
 
         return run
 
     def _prepared(self, name: str, value: Any) -> Any:
-        """An input as the endpoint takes it: in the model's range, in the dtype of the computation."""
+        """An input as the endpoint takes it: in the model's range, in the dtype of the computation.
+
+        Times, labels and sizes stay as they are, since 999 is not 1000 in few bits, and all that a loop reads
+        at every step, such as a sampler's coefficients.
+        """
         spec = self._endpoint.inputs[name]
         if name in self._uint8 and spec.image_range is not None:
             low, high = spec.image_range
@@ -207,7 +288,7 @@ class Program:
             else:
                 scaled = scale(value)
             value = scaled.astype(spec.dtype)
-        if self._dtype is None or spec.shape == ():  # times, labels and sizes: 999 is not 1000
+        if self._dtype is None or spec.shape == () or self.takes_steps:
             return value
         return _as_floating(value, self._dtype)
 
@@ -248,6 +329,11 @@ class Program:
             strided=_is_mostly_strided(closed),
             captured_bytes=captured,
         )
+
+
+def bytes_of(spec: TensorSpec) -> int:
+    """Bytes of a row."""
+    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
 
 
 @functools.cache

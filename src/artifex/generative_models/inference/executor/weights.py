@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from artifex.generative_models.core.casting import cast
 from artifex.generative_models.inference.executor.placement import Placement
 from artifex.generative_models.inference.executor.source import Source, source_of
 
@@ -112,8 +113,8 @@ class Weights:
         return module
 
     def _placed(self, leaf: Any, sharding: jax.sharding.Sharding) -> Array:
-        if self._is_cast(leaf):
-            leaf = jnp.asarray(leaf, self.dtype)
+        if self.dtype is not None and self._is_cast(leaf):
+            leaf = cast(leaf, self.dtype)
         return self.place.put_weight(leaf, sharding)
 
     def _is_cast(self, leaf: Any) -> bool:

@@ -27,7 +27,12 @@ _METADATA_TYPES: dict[str, tuple[type, ...]] = {
     "step": (int,),
     "image_range": (list,),
 }
-_OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {"training_steps": (int,), "final_loss": (int, float)}
+_OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
+    "training_steps": (int,),
+    "final_loss": (int, float),
+    "compute_dtype": (str,),
+}
+_COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def load_model_for_inference(
@@ -89,7 +94,8 @@ def load_exported_model(
     Args:
         export_dir: What `export_model` wrote, or the name of a bundled model.
         step: Training step; `None` takes the one the export names.
-        dtype: Casts floating-point weights.
+        dtype: Casts floating-point weights; `None` is the `compute_dtype` that the export names, which one
+            that is stored in fewer bits than it computes in has, or else the dtype that they have.
         sharding: Where the weights go, all or each; `None` is the default device.
 
     Returns:
@@ -107,7 +113,7 @@ def load_exported_model(
         config,
         model_type=metadata["model_type"],
         step=metadata["step"] if step is None else step,
-        dtype=dtype,
+        dtype=metadata.get("compute_dtype") if dtype is None else dtype,
         sharding=sharding,
     )
     return model, config, metadata
@@ -139,6 +145,10 @@ def read_metadata(export_dir: Path) -> dict[str, Any]:
         if not isinstance(value, types) or isinstance(value, bool):
             wanted = " or ".join(t.__name__ for t in types)
             raise ConfigError(f"{path}: {name}: expected {wanted}, got {value!r}")
+    if (dtype := metadata.get("compute_dtype")) not in (None, *_COMPUTE_DTYPES):
+        raise ConfigError(
+            f"{path}: compute_dtype: expected one of {', '.join(_COMPUTE_DTYPES)}, got {dtype!r}"
+        )
     check_image_range(metadata["image_range"])
     return metadata
 

@@ -2,8 +2,8 @@
 
 A start restores the weights, builds the model, traces its endpoints and compiles them; this takes longer
 than everything else it does. The cache keeps the weights in flattened order, the endpoints' inputs, what
-tracing found out, and the executables. From these an executor runs without the model ever being built, and
-without Flax and Orbax being imported.
+callers say to them, what tracing found out, and the executables, those of loops in parts too. From these an
+executor runs without the model ever being built, and without Flax and Orbax being imported.
 
 A snapshot is used only where the export's files, the sources of all modules that were loaded when it was
 made, the machine, the versions and the settings are as they were; else it is made anew. Its parts are named
@@ -17,7 +17,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from artifex.generative_models.core.config import abstract_model
+from artifex.generative_models.core.config import abstract_model, installed_class
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.directories import real_path
-from artifex.generative_models.core.endpoint import Endpoint, Option, asking, names_of
+from artifex.generative_models.core.endpoint import Endpoint, asking, names_of
+from artifex.generative_models.core.fields import Preparation
+from artifex.generative_models.core.sampling.loop import Loop
+from artifex.generative_models.core.specs import Option
 from artifex.generative_models.inference import cache
 from artifex.generative_models.inference.executor.kept import (
     KeptPrograms,
@@ -105,16 +108,25 @@ class Snapshot:
             array = np.frombuffer(data, jnp.dtype(dtype), int(np.prod(shape)), offset).reshape(shape)
             arrays.append(array)
             offset += array.nbytes
-        merge = functools.cache(lambda: _merge(model_type, config))
-        endpoints = {
-            name: Endpoint(
-                _rebuilding(merge, asking(name, kept["module"], kept["qualname"])),
+        abstract: Callable[[], Any] = functools.cache(lambda: abstract_model(model_type, config))
+        merge = functools.cache(lambda: _merge(abstract()))
+        endpoints = {}
+        for name, kept in self._record["endpoints"].items():
+            says = _preparation(kept["says"])
+            if says is None and kept["says"] is not None:
+                return None
+            names = kept["module"], kept["qualname"]
+            fn: Any = _rebuilding(merge, asking(name, *names))
+            if kept["is_loop"]:
+                fn = _RebuildingLoop(merge, functools.partial(_loop_of, abstract, name), *names)
+            endpoints[name] = Endpoint(
+                fn,
                 {input_name: spec_of(spec) for input_name, spec in kept["inputs"].items()},
                 {option: _option(facts) for option, facts in kept["options"].items()},
                 kept["doc"],
+                says,
+                kept["ahead"],
             )
-            for name, kept in self._record["endpoints"].items()
-        }
         leaves = jax.device_put(arrays, self.device)
         return KeptModel(leaves, endpoints, lambda weights: merge()(weights))
 
@@ -165,9 +177,9 @@ class Snapshot:
             cache.try_write(self._name, digest_of(content).encode() + content)
 
 
-def _merge(model_type: str, config: Mapping[str, Any]) -> Callable[[list[Any]], Any]:
-    """Puts flat weights together to a model of a config."""
-    graphdef, state = _nnx().split(abstract_model(model_type, config))
+def _merge(abstract: Any) -> Callable[[list[Any]], Any]:
+    """Puts flat weights together to a model, of one without weights."""
+    graphdef, state = _nnx().split(abstract)
     treedef = jax.tree.structure(state)
     return lambda leaves: _nnx().merge(graphdef, jax.tree.unflatten(treedef, leaves))
 
@@ -184,14 +196,76 @@ def _rebuilding(
     return fn
 
 
+def _loop_of(abstract: Callable[[], Any], endpoint: str) -> Loop:
+    return abstract().endpoints()[endpoint].fn
+
+
+class _RebuildingLoop:
+    """The loop of an endpoint, of flat weights instead of the model; it goes by the same name.
+
+    Args:
+        merge: Gives what puts weights together.
+        made: Gives the loop as the model has it.
+        module: Of the names that it goes by.
+        qualname: The other one.
+    """
+
+    def __init__(
+        self,
+        merge: Callable[[], Callable[[list[Any]], Any]],
+        made: Callable[[], Loop],
+        module: str,
+        qualname: str,
+    ):
+        self._merge, self._made = merge, functools.cache(made)
+        vars(self).update(__module__=module, __qualname__=qualname)
+
+    def init(self, model: list[Any], keys: Any, inputs: Any) -> Any:
+        return self._made().init(self._merge()(model), keys, inputs)
+
+    def step(self, model: list[Any], keys: Any, inputs: Any, state: Any) -> Any:
+        return self._made().step(self._merge()(model), keys, inputs, state)
+
+    def value(self, model: list[Any], inputs: Any, state: Any) -> dict[str, Any]:
+        return self._made().value(self._merge()(model), inputs, state)
+
+    def done(self, inputs: Any, state: Any) -> Any:
+        return self._made().done(inputs, state)
+
+
+def _preparation(kept: dict[str, Any] | None) -> Preparation | None:
+    """What was described of what callers say; None where it is not installed any more."""
+    made = None if kept is None else installed_class(kept["module"], kept["qualname"])
+    if kept is None or not is_dataclass(made):
+        return None
+    says: Any = made(**kept["attributes"])
+    return says if isinstance(says, Preparation) else None
+
+
+def _described_preparation(says: Preparation) -> dict[str, Any] | None:
+    """What makes it once more; None where JSON or the installed packages do not have all of it."""
+    if not is_dataclass(says):
+        return None
+    attributes = {field.name: getattr(says, field.name) for field in fields(says)}
+    described = {"module": type(says).__module__, "qualname": type(says).__qualname__}
+    try:
+        kept = {**described, "attributes": json.loads(json.dumps(attributes))}
+    except TypeError:
+        return None
+    return kept if _preparation(kept) == says else None
+
+
 def _option(facts: dict[str, Any]) -> Option:
     choices = facts["choices"]
     return Option(**{**facts, "choices": None if choices is None else tuple(choices)})
 
 
 def _described(endpoint: Endpoint) -> dict[str, Any] | None:
-    """An endpoint as JSON; None where an option has no form there."""
+    """An endpoint as JSON; None where an option, or what callers say, has no form there."""
     if not all(value is None or isinstance(value, str | int | float) for value in endpoint.defaults.values()):
+        return None
+    says = None if endpoint.says is None else _described_preparation(endpoint.says)
+    if says is None and endpoint.says is not None:
         return None
     module, qualname = names_of(endpoint.fn)
     return {
@@ -200,6 +274,9 @@ def _described(endpoint: Endpoint) -> dict[str, Any] | None:
         "inputs": {name: described_spec(spec) for name, spec in endpoint.inputs.items()},
         "options": {name: asdict(option) for name, option in endpoint.options.items()},
         "doc": endpoint.doc,
+        "is_loop": isinstance(endpoint.fn, Loop),
+        "says": says,
+        "ahead": endpoint.ahead,
     }
 
 

@@ -16,6 +16,7 @@ from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.measure.timing import MIN_RUNS, check_count, time_calls
+from artifex.generative_models.inference.offline.sampling import sampling
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -133,10 +134,13 @@ def inference_with_jit(model: Model | Executor, num_samples: int = 16) -> Float[
 
     executor = executor_for(model)
     rngs = nnx.Rngs(42)
+    how = sampling(executor, num_samples, 1.0, {})
+    inputs = how.rows(0, num_samples)
 
     def draw() -> tuple[Array, float]:
         start = time.perf_counter()
-        samples = executor("generate", key=sample_key(rngs), num_rows=num_samples)["x"]
+        given: dict[str, Any] = {"key": sample_key(rngs), "num_rows": num_samples, **how.options}
+        samples = executor("generate", inputs, **given)["x"]
         return jax.block_until_ready(samples), time.perf_counter() - start
 
     samples, seconds = draw()

@@ -14,7 +14,7 @@ from artifex.generative_models.core.errors import InputError, in_one_line
 from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.program import MANY_CAPTURED
-from artifex.generative_models.inference.measure.throughput import random_rows
+from artifex.generative_models.inference.measure.throughput import example_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,7 +117,7 @@ def _looked_at(executor: Executor, name: str) -> Iterator[Finding]:
 
 
 def _run(executor: Executor, name: str) -> Iterator[Finding]:
-    inputs = random_rows(executor.spec(name)[0], _ROWS)
+    inputs = example_rows(executor, name, _ROWS)
     keys = jax.random.split(sample_key(0), _ROWS)
     draws = executor.draws(name)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from artifex.generative_models.core.endpoint import TensorSpec
+from artifex.generative_models.core.fields import Said, checked_fields
 from artifex.generative_models.core.keys import sample_key
+from artifex.generative_models.core.specs import TensorSpec
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.measure.timing import Timing, time_calls
 
@@ -59,7 +60,7 @@ def measure_latency(
         num_runs: Batches to time at most, from 1; fewer, but 6, where that takes over a second.
         warmup_runs: As for `time_calls`.
     """
-    chunk = random_rows(executor.spec(endpoint)[0], batch_size) or batch_size
+    chunk = example_rows(executor, endpoint, batch_size) or batch_size
     key = sample_key(0)
     return time_calls(
         lambda: next(executor.map(endpoint, [chunk], key=key)),
@@ -112,7 +113,7 @@ def batch_stream(
     num_batches = max(math.ceil(at_once * min_seconds / batch_seconds), 2 * executor.executions_in_flight)
     row_bytes = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs.values())
     num_different = min(num_batches, max(_POOL_BYTES // max(row_bytes * batch_size, 1), 1))
-    pool = random_rows(specs, num_different * batch_size)
+    pool = example_rows(executor, endpoint, num_different * batch_size)
     batches = [
         {name: rows[start : start + batch_size] for name, rows in pool.items()} or batch_size
         for start in range(0, num_different * batch_size, batch_size)
@@ -126,6 +127,20 @@ def batch_stream(
         return next(iter(last.values()))
 
     return run, num_batches * batch_size
+
+
+def example_rows(executor: Executor, endpoint: str, num_rows: int) -> dict[str, NDArray[Any]]:
+    """Valid host rows of an endpoint: random inputs, and those that are made where nobody says anything.
+
+    Returns:
+        Arrays [rows, ...] by name.
+    """
+    made, specs = executor.endpoints[endpoint], executor.spec(endpoint)[0]
+    rows = random_rows({name: specs[name] for name in made.given}, num_rows)
+    if made.says is None:
+        return rows
+    said = Said(made.says, checked_fields(endpoint, made.says.fields, {}, num_rows))
+    return {**rows, **said.rows(0, num_rows)}
 
 
 def random_rows(specs: Mapping[str, TensorSpec], num_rows: int) -> dict[str, NDArray[Any]]:

@@ -102,7 +102,10 @@ def batch_generate_samples(
     """
     executor = executor_for(model, batch_size=batch_size)
     how, key = sampling(executor, num_samples, temperature, given), sample_key(rngs)
-    if out is None and not progress:
+    is_small = num_samples <= executor.batch_sizes_of("generate")[-1]
+    # What is made of fields may be much larger than the samples, so that is for a batch at a time.
+    at_once = is_small or executor.endpoints["generate"].says is None
+    if out is None and not progress and at_once:
         inputs = how.rows(0, num_samples)
         return executor("generate", inputs, key=key, num_rows=num_samples, **how.options)["x"]
     chunks = generate_chunks(executor, num_samples, batch_size, key, how)

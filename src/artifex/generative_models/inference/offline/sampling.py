@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.fields import Said, checked_fields
+from artifex.generative_models.core.specs import TensorSpec
 from artifex.generative_models.inference.executor.executor import Executor
 
 
@@ -19,23 +20,12 @@ class Sampling:
     """How samples are drawn.
 
     Args:
-        inputs: By name, one for all samples, or one a sample: arrays [samples, ...].
-        specs: Of each input, one row.
+        rows: The inputs of samples from one number to another, arrays [samples, ...].
         options: Static options.
     """
 
-    inputs: Mapping[str, np.ndarray]
-    specs: Mapping[str, TensorSpec]
+    rows: Callable[[int, int], dict[str, np.ndarray]]
     options: Mapping[str, Any]
-
-    def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """The inputs of samples `start` to `stop`, arrays [samples, ...]."""
-        return {
-            name: value[start:stop]
-            if value.ndim > len(self.specs[name].shape)
-            else np.ascontiguousarray(np.broadcast_to(value, (stop - start, *self.specs[name].shape)))
-            for name, value in self.inputs.items()
-        }
 
 
 def sampling(
@@ -60,21 +50,36 @@ def sampling(
     if "generate" not in executor.endpoints:
         raise InputError(f"no endpoint 'generate'; there are {', '.join(executor.endpoints)}")
     endpoint = executor.endpoints["generate"]
-    if "temperature" in endpoint.inputs:
+    if "temperature" in endpoint.fields:
         given = {**given, "temperature": temperature}
     elif temperature != 1:
         raise InputError(f"temperature: this model takes none, got {temperature}")
-    unknown = given.keys() - endpoint.inputs.keys() - endpoint.options.keys()
+    unknown = given.keys() - {*endpoint.fields}
     if unknown:
-        takes = ", ".join([*endpoint.inputs, *endpoint.options]) or "nothing"
+        takes = ", ".join(endpoint.fields) or "nothing"
         raise InputError(f"generate: {', '.join(sorted(unknown))} is not taken; it takes {takes}")
+    specs = endpoint.given
     inputs = {
-        name: _checked(name, endpoint.inputs[name], given[name], num_samples)
-        for name in endpoint.inputs
-        if name in given
+        name: _checked(name, spec, given[name], num_samples) for name, spec in specs.items() if name in given
     }
-    options = {name: given[name] for name in endpoint.options if name in given}
-    return Sampling(inputs, endpoint.inputs, options)
+    options = {name: given[name] for name in endpoint.given_options if name in given}
+    said = None
+    if endpoint.says is not None:
+        fields = endpoint.says.fields
+        named = {name: value for name, value in given.items() if name in fields}
+        said = Said(endpoint.says, checked_fields("generate", fields, named, num_samples))
+        options |= said.options
+
+    def rows(start: int, stop: int) -> dict[str, np.ndarray]:
+        plain = {
+            name: value[start:stop]
+            if value.ndim > len(specs[name].shape)
+            else np.ascontiguousarray(np.broadcast_to(value, (stop - start, *specs[name].shape)))
+            for name, value in inputs.items()
+        }
+        return plain if said is None else {**plain, **said.rows(start, stop)}
+
+    return Sampling(rows, options)
 
 
 def _checked(name: str, spec: TensorSpec, value: Any, num_samples: int | None) -> np.ndarray:

@@ -1,0 +1,90 @@
+"""Any endpoint on any number of rows, by what callers say: inputs, fields and options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from artifex.generative_models.core.endpoint import Endpoint
+from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.fields import Said, checked_fields
+from artifex.generative_models.inference.executor.executor import Executor
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+    from numpy.typing import NDArray
+
+
+def call_endpoint(
+    executor: Executor,
+    endpoint: str,
+    given: Mapping[str, Any],
+    *,
+    key: Array,
+    num_rows: int | None = None,
+    batch_size: int | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Runs an endpoint a batch at a time, so that what is made of fields never takes more room than a batch.
+
+    Args:
+        executor: Of the model.
+        endpoint: Name of the endpoint.
+        given: Its inputs, arrays [rows, ...], and its fields, for all rows or one a row; and its options.
+        key: The job's key, for endpoints that draw random numbers: row i uses `fold_in(key, i)`.
+        num_rows: How many rows, where no input tells it.
+        batch_size: Rows a batch; None is the executor's largest.
+
+    Returns:
+        Arrays [rows, ...] by name.
+
+    Raises:
+        InputError: An unknown endpoint or name, a value that does not fit, or inputs of other numbers of
+            rows.
+        InputTypeError: A value of another type.
+        NonFiniteError: The model computed a NaN or an infinity.
+    """
+    if endpoint not in executor.endpoints:
+        raise InputError(f"no endpoint {endpoint!r}; there are {', '.join(executor.endpoints)}")
+    made = executor.endpoints[endpoint]
+    for name in given:
+        if name not in made.fields:
+            raise InputError(f"{endpoint}: {name} is not taken; it takes {', '.join(made.fields)}")
+    inputs = {name: np.asarray(given[name]) for name in made.given if name in given}
+    rows = _num_rows(endpoint, made, inputs, num_rows)
+    options = {name: given[name] for name in made.given_options if name in given}
+    said = None
+    if made.says is not None:
+        named = {name: given[name] for name in made.says.fields if name in given}
+        said = Said(made.says, checked_fields(endpoint, made.says.fields, named, rows))
+        options |= said.options
+    size = batch_size or executor.batch_sizes_of(endpoint)[-1]
+
+    def chunks() -> Iterator[dict[str, Any] | int]:
+        for start in range(0, rows, size):
+            stop = min(start + size, rows)
+            part = {name: value[start:stop] if value.ndim else value for name, value in inputs.items()}
+            part |= {} if said is None else said.rows(start, stop)
+            yield part or stop - start
+
+    parts = list(executor.map(endpoint, chunks(), key=key, **options))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _num_rows(endpoint: str, made: Endpoint, inputs: Mapping[str, Any], num_rows: int | None) -> int:
+    """As many as all inputs have that are not one for all rows."""
+    for name, value in inputs.items():
+        shape = made.given[name].shape
+        if value.ndim == 0:
+            if shape == ():
+                continue
+            raise InputError(f"{endpoint}: {name}: expected rows of {list(shape)}, got one number")
+        num_rows = len(value) if num_rows is None else num_rows
+        if len(value) != num_rows:
+            raise InputError(f"{endpoint}: {name} has {len(value)} rows where {num_rows} were expected")
+    if num_rows is None or num_rows < 1:
+        raise InputError(
+            f"{endpoint}: num_rows: expected at least 1, since no input tells it; got {num_rows}"
+        )
+    return num_rows
