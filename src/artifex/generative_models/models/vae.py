@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from artifex.generative_models.core.endpoint import Endpoint, TensorSpec
+from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import ConfigError
 from artifex.generative_models.core.nn import SubpixelConv, subpixel_convs
 from artifex.generative_models.core.sharding import logical_axes
+from artifex.generative_models.core.specs import TensorSpec
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key
