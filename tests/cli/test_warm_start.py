@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from denoisers import denoiser
 from forked import Python
+
+from artifex.generative_models.inference import export_model
 
 Spawn = Callable[..., Python]
 pytestmark = pytest.mark.usefixtures("compiles_anew")
@@ -80,6 +83,15 @@ def test_commands_share_a_snapshot(model: Path, small, watched: Callable[..., di
     ):
         assert watched(*command) != NOTHING
         assert watched(*command) == NOTHING
+
+
+def test_a_second_start_of_a_model_that_takes_steps(
+    tmp_path: Path, watched: Callable[..., dict[str, list[str]]]
+):
+    drawer = export_model(denoiser(), tmp_path / "drawer", step=1)
+    command = ("generate", drawer, "-n", 2, "-o", "out.npy", "--batch-size", 2)
+    assert watched(*command) != NOTHING
+    assert watched(*command, "--seed", 2, "--set", "label=1,3", "--set", "sampler=euler") == NOTHING
 
 
 def test_a_refused_directory_is_one_line_and_no_failure(model: Path, spawn: Spawn, cache: Path):

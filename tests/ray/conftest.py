@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from denoisers import denoiser
 from flax import nnx
 
 from artifex.generative_models.inference import InferencePipeline, export_model
@@ -18,6 +19,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vae = VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(0))
     path = tmp_path_factory.mktemp("models") / "tiny"
     return export_model(vae, path, step=3, training_steps=5, final_loss=1.5)
+
+
+@pytest.fixture(scope="session")
+def drawer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of an untrained model that takes steps."""
+    return export_model(denoiser(), tmp_path_factory.mktemp("models") / "drawer", step=3)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from served import START_SECONDS
 from artifex.generative_models.core.errors import ConfigError, InputError, OutputError
 from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference import InferencePipeline
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.ray import encode_dataset, generate_dataset
 
 pytestmark = RAY_WARNS
@@ -100,6 +101,14 @@ def test_generates_what_one_process_does(ray: object, tiny: Path, tmp_path: Path
     found = read(tmp_path / "out.parquet", "x")
     np.testing.assert_array_equal(found, np.concatenate(list(chunks)))
     assert len(np.unique(found, axis=0)) > 1
+
+
+@pytest.mark.slow
+def test_every_process_is_told_the_fields(ray: object, drawer: Path, tmp_path: Path):
+    said = {"label": [number % 4 for number in range(22)], "sampler": "euler", "num_steps": 2}
+    generate_dataset(drawer, 22, tmp_path / "out.npy", seed=7, given=said, num_actors=2, **SHARDS)
+    wanted = load_pipeline(drawer, batch_size=4).generate(22, rngs=7, **said)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
 
 
 def blocked(folder: Path, number: int) -> bytes:

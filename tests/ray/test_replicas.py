@@ -14,11 +14,12 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from distributed_ray import RAY_WARNS
 from flax import nnx
-from shared import TIMEOUT
+from shared import TIMEOUT, TOLERANCE
 from tritonclient.utils import InferenceServerException
 
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference import InferencePipeline, export_model
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.vae import VAE
 from artifex.serving import create_app
 
@@ -42,12 +43,12 @@ def run(models: dict[str, Path], replicas: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def ports(ray: object, tiny: Path) -> Iterator[tuple[int, int]]:
-    """HTTP and gRPC of two replicas of `tiny`."""
+def ports(ray: object, tiny: Path, drawer: Path) -> Iterator[tuple[int, int]]:
+    """HTTP and gRPC of two replicas of `tiny` and `drawer`."""
     http, grpc = free_ports()
     services = {"port": grpc, "grpc_servicer_functions": [ray_serve.GRPC_SERVICES]}
     serve.start(http_options={"host": "127.0.0.1", "port": http}, grpc_options=services)
-    run({"tiny": tiny}, replicas=2)
+    run({"tiny": tiny, "drawer": drawer}, replicas=2)
     yield http, grpc
     serve.shutdown()
 
@@ -84,6 +85,18 @@ def test_a_seed_is_the_same_samples_on_every_replica(client: triton.InferenceSer
         client.infer("tiny", [], parameters={"num_samples": 2, "seed": 5}).as_numpy("x") for _ in range(12)
     ]
     assert all(np.array_equal(draws[0], draw) for draw in draws)
+
+
+def test_replicas_are_told_the_fields(
+    client: triton.InferenceServerClient, grpc_client: triton_grpc.InferenceServerClient, drawer: Path
+):
+    said = {"sampler": "euler", "num_steps": 2}
+    raw = InferencePipeline(load_pipeline(drawer, batch_size=2).executor)
+    wanted = raw.generate(2, rngs=5, label=[1, 3], **said)
+    for module, asked in ((triton, client), (triton_grpc, grpc_client)):
+        label = module.InferInput("label", [2], "INT64").set_data_from_numpy(np.array([1, 3]))
+        found = asked.infer("drawer", [label], parameters={"seed": 5, **said}).as_numpy("x")
+        np.testing.assert_allclose(found, wanted, **TOLERANCE)
 
 
 def test_tritons_client_over_grpc(

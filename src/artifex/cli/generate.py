@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from artifex.cli.options import AsJson, Model, PictureScale, PicturesOut, Scale, Seed, takes_groups
+
+_WORDS = re.compile(r"""[^\s,"\[\]{}]+(,[^\s,"\[\]{}]+)+""")  # a list, unlike "a cat, asleep"
 
 
 @takes_groups
@@ -33,7 +36,9 @@ def generate(
     from artifex.cli.multiprocess import join, run_job
     from artifex.cli.on_ray import on_actors
     from artifex.cli.run import Job, open_pipeline, picture_shape, report
+    from artifex.generative_models.core.endpoint import changed_options
     from artifex.generative_models.core.keys import sample_key
+    from artifex.generative_models.inference.offline.sampling import sampling
 
     chosen = dict(map(_setting, settings))
     given = {"seed": seed, "temperature": temperature, **({"set": chosen} if chosen else {})}
@@ -49,16 +54,17 @@ def generate(
         how: dict[str, Any] = {"key": key, "temperature": temperature, "given": chosen}
         return pipeline.generate_chunks(num_samples, first_row=rows.start, stop=rows.stop, **how)
 
+    executor = pipeline.executor
+    settled = sampling(executor, num_samples, temperature, chosen).options
+    options = dict(changed_options(executor.endpoints["generate"].options, settled))
     shape = (num_samples, *picture_shape(pipeline, "generate"))
-    known = pipeline.executor.endpoints["generate"].options
-    options = {name: value for name, value in chosen.items() if name in known}
     job = Job("generate", shape, run, given, key=key, options=options)
     facts = run_job(pipeline, job, output, scale, scale=picture_scale)
     report({**facts, "model": model, **given}, "sample", as_json)
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """A name and its value: a number, a list, true, or else a string."""
+    """A name and its value: JSON, words with commas between them as a list of those, or else a string."""
     from artifex.generative_models.core.errors import InputError
 
     name, equals, value = text.partition("=")
@@ -66,7 +72,13 @@ def _setting(text: str) -> tuple[str, Any]:
         raise InputError(f"--set {text}: --{name.replace('_', '-')} is an option of its own")
     if not equals or not name.isidentifier():
         raise InputError(f"--set {text}: expected NAME=VALUE, such as label=3")
+    if _WORDS.fullmatch(value):
+        return name, [_plain(word) for word in value.split(",")]
+    return name, _plain(value)
+
+
+def _plain(value: str) -> Any:
     try:
-        return name, json.loads(value)
+        return json.loads(value)
     except ValueError:
-        return name, value
+        return value

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from artifex.generative_models.core.endpoint import TensorSpec
+    from artifex.generative_models.core.fields import Field
+    from artifex.generative_models.core.specs import TensorSpec
     from artifex.generative_models.inference.executor.executor import Executor
 
 
@@ -47,11 +48,25 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
 def _endpoint(executor: Executor, name: str) -> dict[str, Any]:
     endpoint = executor.endpoints[name]
     inputs, outputs = executor.spec(name)
+    fields = {} if endpoint.says is None else endpoint.says.fields
     return {
         "doc": endpoint.doc,
-        "inputs": _tensors(inputs),
+        "fields": {name: _field(field) for name, field in fields.items()},
+        "inputs": _tensors({name: inputs[name] for name in endpoint.given}),
         "outputs": _tensors(outputs),
-        "options": endpoint.defaults,
+        "options": {name: option.default for name, option in endpoint.given_options.items()},
+    }
+
+
+def _field(field: Field) -> dict[str, Any]:
+    return {
+        "type": field.kind.__name__,
+        "default": field.default,
+        "minimum": field.minimum,
+        "maximum": field.maximum,
+        "choices": field.choices,
+        "limits": field.limits,
+        "doc": field.doc,
     }
 
 
@@ -88,6 +103,7 @@ def _show(facts: dict[str, Any]) -> None:
         console.print(facts["directory"], style="dim", soft_wrap=True)
     tables = [
         _table(("Endpoint", "Takes", "Gives"), _endpoint_rows(facts["endpoints"])),
+        _table(("Field", "Type", "Default", ""), _field_rows(facts["endpoints"])),
         _table(("Config", ""), _fact_rows(facts["config"])),
         _table(("Training", ""), _fact_rows(facts["training"])),
         _table(("Device", "Kind", "Memory"), map(_device_row, facts["devices"])),
@@ -114,7 +130,26 @@ def _table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
 def _endpoint_rows(endpoints: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, endpoint in endpoints.items():
         options = [f"{option} = {value} (option)" for option, value in endpoint["options"].items()]
-        yield name, "\n".join([*_lines(endpoint["inputs"]), *options]), "\n".join(_lines(endpoint["outputs"]))
+        taken = [*endpoint["fields"], *_lines(endpoint["inputs"]), *options]
+        yield name, "\n".join(taken), "\n".join(_lines(endpoint["outputs"]))
+
+
+def _field_rows(endpoints: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The fields; one that endpoints have alike is told once, with their names if it differs."""
+    alike: dict[str, list[tuple[dict[str, Any], list[str]]]] = {}
+    for name, endpoint in endpoints.items():
+        for field, facts in endpoint["fields"].items():
+            kinds = alike.setdefault(field, [])
+            names = next((names for known, names in kinds if known == facts), None)
+            if names is None:
+                kinds.append((facts, names := []))
+            names.append(name)
+    for field, kinds in alike.items():
+        for facts, names in kinds:
+            default = "" if facts["default"] is None else f"{facts['default']}"
+            about = "; ".join(filter(None, [facts["limits"], facts["doc"]]))
+            of = "" if len(kinds) == 1 else f" ({', '.join(names)})"
+            yield f"{field}{of}", facts["type"], default, about
 
 
 def _lines(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -23,7 +23,7 @@ def interpolate(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Walk the straight line between two pictures' latents."""
+    """Walk from one picture to another, between their latents."""
     import numpy as np
 
     from artifex.cli.run import Job, open_pipeline, report, run
@@ -31,12 +31,15 @@ def interpolate(
 
     batches = Batches(steps, devices, dtype)
     pipeline = open_pipeline(model, batches)
-    inputs, _ = pipeline.executor.spec("encode")
+    takes_pictures, gives_pictures = "encode", "decode"
+    if "interpolate" in pipeline.executor.endpoints:
+        takes_pictures = gives_pictures = "interpolate"
+    inputs, _ = pipeline.executor.spec(takes_pictures)
     shape = inputs["x"].shape
     ends = [open_picture(address, shape, resize=resize) for address in (start, end)]
     first, last = (pipeline.preprocess_fn(picture) for picture in ends)
     job = Job(
-        "decode",
+        gives_pictures,
         (steps, *shape),
         lambda _: iter([np.asarray(pipeline.interpolate(first, last, steps))]),
         {"command": "interpolate"},

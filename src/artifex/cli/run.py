@@ -197,9 +197,9 @@ def compile_batches(pipeline: InferencePipeline, job: Job, num_rows: int) -> flo
     endpoint, executor = job.endpoint, pipeline.executor
     size = pipeline.rows_per_batch(endpoint)
     full, last = divmod(num_rows, size)
-    lengths = ([size] if full else []) + ([last] if last else [])
-    known = executor.batch_sizes_of(endpoint)
-    sizes = {next(size for size in known if size >= length) for length in lengths}
+    sizes = set[int]().union(
+        *(executor.batch_sizes_for(endpoint, chunk) for chunk in (size if full else 0, last))
+    )
     return sum(executor.warmup([endpoint], sizes, image_dtype=job.image_dtype)[endpoint].values())
 
 

@@ -57,8 +57,9 @@ class Setup:
         """The model."""
         enable_compilation_cache()
         pipeline = load_pipeline(self.model, batch_size=self.batch_size, dtype=self.dtype)
-        size = pipeline.executor.batch_sizes_of(self.endpoint)[-1]
-        pipeline.executor.warmup([self.endpoint], [size])
+        executor = pipeline.executor
+        sizes = executor.batch_sizes_for(self.endpoint, executor.batch_sizes_of(self.endpoint)[-1])
+        executor.warmup([self.endpoint], sizes)
         return pipeline
 
     def _owns_cores(self) -> bool:

@@ -237,9 +237,7 @@ class App:
             return decode_request(model, version, body, length)
         _, endpoint = self.plane.find(model, version)
         if len(endpoint.inputs) != 1:
-            raise InputError(
-                f"{model}: a raw request is for models of one input; it takes {', '.join(endpoint.inputs)}"
-            )
+            raise InputError(f"{model}: a raw request is for models of one input; it takes {endpoint.takes}")
         ((name, spec),) = endpoint.inputs.items()
         array = tensor_from_bytes(name, datatype_of(np.dtype(spec.dtype)), (1, *spec.shape), memoryview(body))
         return InferRequest(model, version, inputs={name: array}), OutputForm(default=True)

@@ -11,8 +11,8 @@ import orjson
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.specs import TensorSpec
 from artifex.generative_models.inference.batching.queue import Outputs
 from artifex.generative_models.inference.images import is_picture
 from artifex.serving.http.codec import Loads, dump_json, parameter_values, parse_object
@@ -85,7 +85,7 @@ async def generate_events(
     """
     with call.loaded.in_use():
         num_rows = call.job.num_rows
-        at_once = min(_STREAM_ROWS, max(1, _STREAM_BYTES // call.job.program.bytes_per_row))
+        at_once = min(_STREAM_ROWS, max(1, _STREAM_BYTES // call.job.bytes_per_row))
         bounds = [0, *range(1, num_rows, at_once), num_rows]
         ahead = call.submit(bounds[0], bounds[1])
         try:
@@ -137,6 +137,10 @@ async def _infer_request(
     inputs = {}
     for name in endpoint.inputs.keys() & content.keys():
         inputs[name] = await _tensor(name, endpoint.inputs[name], content.pop(name), resize)
+    for name in endpoint.fields.keys() & content.keys():
+        if isinstance(content[name], list | np.ndarray):  # one a row; one for all is a parameter
+            value = content.pop(name)
+            inputs[name] = value if isinstance(value, np.ndarray) else np.array(value, object)
     if isinstance(content.get("seed"), list | np.ndarray):
         inputs["seed"] = nested_array("seed", content.pop("seed"), np.dtype(np.int64))
     parameters = parameter_values("request", content)

@@ -7,7 +7,12 @@ from json import dumps
 
 import numpy as np
 
-from artifex.serving.pages.examples import generate_example, infer_example, needed_inputs
+from artifex.serving.pages.examples import (
+    field_defaults,
+    generate_example,
+    infer_example,
+    needed_inputs,
+)
 from artifex.serving.plane.loaded_model import ServedEndpoint
 
 _NUM_SAMPLES = 16
@@ -81,6 +86,7 @@ def _draws(url: str, endpoint: ServedEndpoint, png: list[str], num_samples: int)
     commands = [
         ("JSON", _curl(f"{url}/generate", "-d", one)),
         ("A row at a time", _curl(f"{url}/generate_stream", "-d", few, options="-sN")),
+        *_said(url, endpoint, seed),
         ("The protocol's own form", _curl(f"{url}/infer", "-d", dumps(infer_example(endpoint)))),
     ]
     if not png:
@@ -90,6 +96,12 @@ def _draws(url: str, endpoint: ServedEndpoint, png: list[str], num_samples: int)
         ("One picture", _curl(f"{url}/generate", *png, "-d", one, "-o", "picture.png")),
         *commands,
     ]
+
+
+def _said(url: str, endpoint: ServedEndpoint, seed: dict[str, int]) -> list[tuple[str, str]]:
+    """The command that says what is so by default."""
+    said = field_defaults(endpoint)
+    return [("With its fields", _curl(f"{url}/generate", "-d", dumps({**seed, **said})))] if said else []
 
 
 def _curl(url: str, *arguments: str, options: str = "-s") -> str:

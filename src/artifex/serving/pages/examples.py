@@ -33,6 +33,11 @@ def needed_inputs(endpoint: ServedEndpoint) -> list[str]:
     return [name for name in endpoint.inputs if not endpoint.is_optional(name)]
 
 
+def field_defaults(endpoint: ServedEndpoint) -> dict[str, Any]:
+    """What is said where nobody says anything, as JSON takes it."""
+    return {name: field.default for name, field in endpoint.fields.items() if field.default is not None}
+
+
 def generate_example(endpoint: ServedEndpoint) -> dict[str, Any] | None:
     """A body for generate; None where an input is too long to read."""
     rows = _rows(endpoint)
@@ -41,6 +46,7 @@ def generate_example(endpoint: ServedEndpoint) -> dict[str, Any] | None:
     body: dict[str, Any] = {name: [row] for name, row in rows.items()}
     if not any(spec.shape for spec in endpoint.inputs.values()):
         body["num_samples"] = 1
+    body |= field_defaults(endpoint)
     return {**body, "seed": 1} if endpoint.draws else body
 
 
@@ -51,6 +57,7 @@ def infer_example(endpoint: ServedEndpoint) -> dict[str, Any] | None:
         return None
     if endpoint.draws:
         rows["seed"] = 1
+    rows |= field_defaults(endpoint)
     tensors = [tensor for tensor in endpoint.tensors[0] if tensor["name"] in rows]
     return {"inputs": [{**t, "shape": [1, *t["shape"][1:]], "data": [rows[t["name"]]]} for t in tensors]}
 

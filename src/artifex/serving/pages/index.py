@@ -8,13 +8,13 @@ from html import escape
 import numpy as np
 
 from artifex import __version__
-from artifex.generative_models.core.endpoint import TensorSpec
+from artifex.generative_models.core.specs import TensorSpec
 from artifex.serving.pages.commands import curl_commands, tritonclient_snippet
 from artifex.serving.pages.openapi import openapi
 from artifex.serving.plane.dataplane import DataPlane
 from artifex.serving.plane.loaded_model import ServedEndpoint
 from artifex.serving.plane.repository import Entry
-from artifex.serving.plane.tensors import datatype_of
+from artifex.serving.plane.tensors import datatype_of, field_datatype
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --link: light-dark(#0550ae, #79b8ff); }
@@ -102,6 +102,10 @@ def _model(entry: Entry, plane: DataPlane, base_url: str) -> str:
 
 def _endpoint(name: str, endpoint: ServedEndpoint, plane: DataPlane, base_url: str) -> str:
     inputs = [_tensor(key, spec) for key, spec in endpoint.inputs.items()]
+    for key, field in endpoint.fields.items():
+        default = "" if field.default is None else str(field.default)
+        about = "; ".join(filter(None, [field.limits, field.doc]))
+        inputs.append([key, field_datatype(field), "[rows] or [1]", default, about])
     if endpoint.draws:
         inputs.append(["seed", "INT64", "[rows]", "random", "one for each row, or one for all"])
     options = [

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from artifex.generative_models.core.endpoint import TensorSpec
+from artifex.generative_models.core.fields import Field
+from artifex.generative_models.core.specs import Option, TensorSpec
 from artifex.generative_models.inference.images import is_picture
 from artifex.serving.pages.examples import needed_inputs
 from artifex.serving.plane.loaded_model import ServedEndpoint
@@ -59,7 +60,8 @@ def object_of(
 def generate_request(endpoint: ServedEndpoint, max_rows: int) -> Json:
     """The JSON body of generate for one endpoint."""
     inputs = {name: _input(spec) for name, spec in endpoint.inputs.items()}
-    properties = {**inputs, **generate_options(endpoint, max_rows), **inputs}
+    fields = {name: _one_or_many(_of_field(field), field.doc) for name, field in endpoint.fields.items()}
+    properties = {**inputs, **generate_options(endpoint, max_rows), **inputs, **fields}
     if endpoint.draws:
         properties["seed"] = _one_or_many(_SEED, "Of all rows, or one for each; a random one by default.")
     names = array_of({**TEXT, "enum": [*endpoint.outputs]})
@@ -84,13 +86,10 @@ def generate_options(endpoint: ServedEndpoint, max_rows: int) -> Json:
     for name, spec in endpoint.inputs.items():
         if spec.shape == ():
             options[name] = _of_spec(_element(spec), spec)
+    options |= {name: _of_field(field) for name, field in endpoint.fields.items()}
     for name, option in endpoint.options.items():
         kind = _TYPES.get(type(option.default))
-        facts = {"minimum": option.minimum, "maximum": option.maximum, "enum": option.choices}
-        stated = {key: value for key, value in facts.items() if value is not None}
-        options[name] = (
-            described({"type": kind, "default": option.default, **stated}, option.doc) if kind else {}
-        )
+        options[name] = described({"type": kind, **_stated(option)}, option.doc) if kind else {}
     return options
 
 
@@ -135,6 +134,17 @@ def _element(spec: TensorSpec) -> Json:
     return schema
 
 
+def _of_field(field: Field) -> Json:
+    """One value of a field."""
+    return described({"type": _TYPES[field.kind], **_stated(field)}, field.doc)
+
+
+def _stated(of: Field | Option) -> Json:
+    """What is stated of the values that something may have."""
+    facts = {"default": of.default, "minimum": of.minimum, "maximum": of.maximum, "enum": of.choices}
+    return {key: value for key, value in facts.items() if value is not None}
+
+
 def _of_spec(schema: Json, spec: TensorSpec) -> Json:
     return described(schema if spec.default is None else {**schema, "default": spec.default}, spec.doc)
 
@@ -152,7 +162,7 @@ _BINARY_SIZE: Json = {"binary_data_size": described(COUNT, "Bytes after the JSON
 _VALUES: Json = {**OBJECT, "additionalProperties": {"type": ["string", "number", "boolean"]}}
 _PARAMETERS = (
     "seed, num_samples, timeout (microseconds), priority, binary_data_output, "
-    "and the options of the endpoint."
+    "and the fields and options of the endpoint."
 )
 
 SCHEMAS: Json = {

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from artifex.generative_models.core.errors import ArtifexError, InputError
+from artifex.generative_models.core.fields import Said, checked_fields
 from artifex.generative_models.core.keys import RowKeys
-from artifex.generative_models.inference.executor.jobs import Job
+from artifex.generative_models.inference.executor.jobs import Job, Late
 from artifex.generative_models.inference.images import is_picture
 from artifex.serving.plane.loaded_model import LoadedModel, ServedEndpoint
 from artifex.serving.plane.pictures import decode_pictures
@@ -105,7 +106,10 @@ class DataPlane:
         return True
 
     async def prepare(self, request: InferRequest) -> Call:
-        """Checks a request; in a thread where that takes longer: to decode pictures, or to trace new options.
+        """Checks a request; in a thread where that takes longer.
+
+        That is where there are pictures to decode or new options to trace, or where what was said becomes
+        something else.
 
         Raises:
             NotFoundError, NotReadyError: As for `find`.
@@ -115,7 +119,7 @@ class DataPlane:
         loaded, endpoint = self.find(request.model, request.version)
         options = {name: request.parameters[name] for name in endpoint.options if name in request.parameters}
         has_files = any(array.dtype.kind == "O" for array in request.inputs.values())
-        if not has_files and loaded.knows(endpoint.name, options):
+        if not has_files and endpoint.says is None and loaded.knows(endpoint.name, options):
             return self._checked(request, loaded, endpoint)
         with loaded.in_use():
             return await asyncio.to_thread(self._checked, request, loaded, endpoint)
@@ -149,20 +153,28 @@ class DataPlane:
         seeds = _seeds(endpoint, given.pop("seed", None), parameters.pop("seed", None))
         num_rows = self._num_rows(parameters.pop("num_samples", None), seeds)
         options = _options(endpoint, parameters)
+        fields = _fields(endpoint, given, parameters)
         if parameters:
             drawing = ["seed", "num_samples"] if endpoint.draws else []
-            known = [*drawing, "timeout", "priority", *endpoint.options]
+            known = [*drawing, "timeout", "priority", *endpoint.options, *endpoint.fields]
             raise InputError(
                 f"{request.model}: unknown parameter {short(next(iter(parameters)))}; "
                 f"it takes {', '.join(known)}"
             )
         inputs = {name: self._input(loaded, endpoint, name, array) for name, array in given.items()}
         if num_rows is None:
-            num_rows = max((len(array) for array in inputs.values() if array.ndim), default=1)
+            arrays = [a for a in (*inputs.values(), *fields.values()) if isinstance(a, np.ndarray)]
+            num_rows = max((len(array) for array in arrays if array.ndim), default=1)
+            self._limit(num_rows)
         if num_rows > 1:
             for name, array in inputs.items():
                 if array.shape == (1,) and endpoint.inputs[name].shape == ():
                     inputs[name] = array[0, ...]  # for all rows
+        late = None
+        if endpoint.says is not None:
+            said = Said(endpoint.says, checked_fields(endpoint.name, endpoint.fields, fields, num_rows))
+            options |= said.options
+            late = Late(endpoint.made, said.rows)
         seed: int | list[int] | None = None
         keys = None
         if seeds is not None:
@@ -172,9 +184,8 @@ class DataPlane:
             seed, keys = self._fresh_seeds.draw()
         loaded.learn(endpoint.name, options)
         job = loaded.executor.check(
-            endpoint.name, inputs, keys=keys, num_rows=num_rows, values=False, **options
+            endpoint.name, inputs, keys=keys, num_rows=num_rows, values=False, late=late, **options
         )
-        self._limit(job.num_rows)
         return Call(request, loaded, endpoint, job, seed, timeout)
 
     def _num_rows(self, wanted: Any, seeds: list[int] | None) -> int | None:
@@ -200,9 +211,7 @@ class DataPlane:
         """An input as an array, before the executor checks it."""
         spec = endpoint.inputs.get(name)
         if spec is None:
-            raise InputError(
-                f"{endpoint.name}: unknown input {short(name)}; it takes {', '.join(endpoint.inputs)}"
-            )
+            raise InputError(f"{endpoint.name}: unknown input {short(name)}; it takes {endpoint.takes}")
         if spec.shape == () and array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]  # the way of clients that give every tensor two axes
         if spec.shape and not array.ndim:
@@ -239,6 +248,22 @@ def _options(endpoint: ServedEndpoint, parameters: Parameters) -> dict[str, Any]
             raise InputError(f"{name}: expected {type(default).__name__}, got {short(value)}")
         options[name] = value
     return options
+
+
+def _fields(
+    endpoint: ServedEndpoint, inputs: dict[str, np.ndarray], parameters: Parameters
+) -> dict[str, Any]:
+    """Takes what is said out of a request's inputs and parameters."""
+    said: dict[str, Any] = {}
+    for name in endpoint.fields:
+        if name in inputs and name in parameters:
+            raise InputError(f"{name}: expected a tensor or a parameter, got both")
+        if name in inputs:
+            array = inputs.pop(name)
+            said[name] = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+        elif name in parameters:
+            said[name] = parameters.pop(name)
+    return said
 
 
 def _timeout(parameters: Parameters, default: float | None) -> float | None:

@@ -6,20 +6,22 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from artifex.generative_models.core.endpoint import Option, TensorSpec, changed_options
+from artifex.generative_models.core.endpoint import changed_options
 from artifex.generative_models.core.errors import ArtifexError, InputError
+from artifex.generative_models.core.fields import Field, Preparation
+from artifex.generative_models.core.specs import Option, TensorSpec
 from artifex.generative_models.inference.batching.batcher import Batcher
 from artifex.generative_models.inference.batching.stats import BatcherStats
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.images import is_picture
 from artifex.generative_models.inference.pipeline import InferencePipeline
-from artifex.serving.plane.tensors import datatype_of
+from artifex.serving.plane.tensors import datatype_of, field_datatype
 
 _MAX_CHOICES = 64  # of options, since each is compiled and kept
 
@@ -32,11 +34,13 @@ class ServedEndpoint:
 
     Args:
         name: Its name within its model.
-        inputs: One row of each input.
+        inputs: One row of each input that callers give as it is.
         outputs: One row of each output.
-        options: Static options.
+        options: Static options that callers choose.
         draws: Whether it draws random numbers, and so takes a seed.
         doc: One line for people.
+        says: What callers say in place of its other inputs and options, if there are any.
+        made: Names of the inputs that are made of what they say.
     """
 
     name: str
@@ -45,6 +49,35 @@ class ServedEndpoint:
     options: Mapping[str, Option]
     draws: bool
     doc: str
+    says: Preparation | None = None
+    made: Sequence[str] = ()
+
+    @staticmethod
+    def of(executor: Executor, name: str) -> ServedEndpoint:
+        """An endpoint of an executor."""
+        made = executor.endpoints[name]
+        inputs, outputs = executor.spec(name)
+        given = {input_name: inputs[input_name] for input_name in made.given}
+        return ServedEndpoint(
+            name,
+            given,
+            outputs,
+            made.given_options,
+            executor.draws(name),
+            made.doc,
+            made.says,
+            [input_name for input_name in inputs if input_name not in given],
+        )
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """What callers say, one value for all rows or one a row; any of it may be left out."""
+        return {} if self.says is None else self.says.fields
+
+    @property
+    def takes(self) -> str:
+        """The names of its inputs and fields, for people."""
+        return ", ".join([*self.inputs, *self.fields]) or "none"
 
     @property
     def picture_inputs(self) -> list[str]:
@@ -60,6 +93,8 @@ class ServedEndpoint:
     def tensors(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The inputs and outputs as the protocol's metadata names them, -1 for the rows."""
         inputs = [_tensor(name, spec) for name, spec in self.inputs.items()]
+        for name, field in self.fields.items():
+            inputs.append({"name": name, "datatype": field_datatype(field), "shape": [-1]})
         if self.draws:
             inputs.append({"name": "seed", "datatype": "INT64", "shape": [-1]})
         return inputs, [_tensor(name, spec) for name, spec in self.outputs.items()]
@@ -98,10 +133,8 @@ class LoadedModel:
         _warm_up(executor, progress)
         self.warmup_seconds = time.perf_counter() - start
         self.num_compiled = executor.compile_count - compiled
-        self.endpoints = {
-            name: ServedEndpoint(name, *executor.spec(name), made.options, executor.draws(name), made.doc)
-            for name, made in executor.endpoints.items()
-        }
+        self.endpoints = {name: ServedEndpoint.of(executor, name) for name in executor.endpoints}
+        self._options = {name: made.options for name, made in executor.endpoints.items()}
         self.batcher = Batcher(executor, max_queued_rows=max_queued_rows)
         self.refused: Counter[str] = Counter()  # by endpoint: requests that never came to the queue
         self.last_inference = 0  # milliseconds since 1970
@@ -125,7 +158,7 @@ class LoadedModel:
 
     def knows(self, endpoint: str, options: Mapping[str, Hashable]) -> bool:
         """Whether a choice of options was traced already; the default one was."""
-        changed = changed_options(self.endpoints[endpoint].options, options)
+        changed = changed_options(self._options[endpoint], options)
         return not changed or (endpoint, changed) in self._known
 
     def learn(self, endpoint: str, options: Mapping[str, Hashable]) -> None:
@@ -144,7 +177,7 @@ class LoadedModel:
             raise
         except Exception as error:  # of the model's own code, which refuses them in its own way
             raise InputError(f"{endpoint}: it does not take these options") from error
-        self._known.add((endpoint, changed_options(self.endpoints[endpoint].options, options)))
+        self._known.add((endpoint, changed_options(self._options[endpoint], options)))
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -170,7 +203,8 @@ def _is_alike(pipeline: InferencePipeline, other: InferencePipeline) -> bool:
 
 
 def _warm_up(executor: Executor, progress: Progress) -> None:
-    sizes = [(name, size) for name in executor.endpoints for size in executor.batch_sizes_of(name)]
+    ahead = [name for name, endpoint in executor.endpoints.items() if endpoint.ahead]
+    sizes = [(name, size) for name in ahead for size in executor.batch_sizes_of(name)]
     for done, (name, size) in enumerate(sizes, 1):
         executor.warmup([name], [size])
         progress(name, done, len(sizes))

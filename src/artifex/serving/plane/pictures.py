@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from artifex.generative_models.core.endpoint import TensorSpec
 from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.specs import TensorSpec
 from artifex.generative_models.inference.images import (
     PictureGrid,
     decode_ahead,

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.fields import Field
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -38,6 +39,11 @@ _COPIED_BYTES = 1 << 16
 def datatype_of(dtype: np.dtype[Any]) -> str:
     """The protocol's name of a dtype."""
     return _DATATYPES[np.dtype(dtype)]
+
+
+def field_datatype(field: Field) -> str:
+    """The protocol's name of what a field's values are; others that hold the same are taken too."""
+    return {int: "INT64", float: "FP32", str: "BYTES", bool: "BOOL"}[field.kind]
 
 
 def dtype_of(name: str, datatype: Any) -> np.dtype[Any]:
