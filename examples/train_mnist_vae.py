@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from mnist import SHA256, read_idx
+from mnist import PICTURES, TEST_PICTURES, facts, read_idx
 
 from artifex.generative_models.inference import export_model
 from artifex.generative_models.models.vae import VAE, elbo
@@ -38,7 +39,7 @@ def negative_elbo(model: VAE, x: jax.Array, key: jax.Array) -> jax.Array:
     return -jnp.mean(elbo(x, model.decoder(z), mean, log_var))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -48,10 +49,10 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--latent-dim", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
-    train = read_images(args, "train-images-idx3-ubyte")
-    test = read_images(args, "t10k-images-idx3-ubyte")
+    train = read_images(args, PICTURES)
+    test = read_images(args, TEST_PICTURES)
     num_batches = len(train) // args.batch_size
     training_steps = args.epochs * num_batches
 
@@ -102,12 +103,7 @@ def main() -> None:
         test_elbo=round(test_elbo, 3),
         test_elbo_unit="nats per picture, mean over the 10,000 test pictures and 10 draws of z each",
         likelihood="Bernoulli, grey levels in [0, 1] taken as probabilities",
-        dataset={
-            "name": "MNIST",
-            "authors": "Yann LeCun, Corinna Cortes and Christopher J. C. Burges",
-            "licence": "CC BY-SA 3.0",
-            "sha256": {name: SHA256[name] for name in ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")},
-        },
+        dataset=facts(PICTURES, TEST_PICTURES),
     )
 
 
