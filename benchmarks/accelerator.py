@@ -27,7 +27,7 @@ from typing import Any
 
 import jax
 from common import Row, machine, report
-from parts import allocator, laws, speed, storage
+from parts import allocator, laws, loops, speed, storage
 from parts.bench import ACCELERATOR, CPU, QUICK, Bench, Finding, NotApplicableError, Step, on_cpu
 
 from artifex.generative_models.core import DeviceManager
@@ -124,6 +124,7 @@ def machine_facts() -> Finding:
 PARTS = (
     Part("facts", facts, 1),
     Part("rows are independent", laws.rows_are_independent, 15),
+    Part("rows of loops are independent", loops.rows_of_loops_are_independent, 12),
     Part("one seed", laws.one_seed_everywhere, 8),
     Part("arrays of the device", laws.arrays_of_the_device, 4),
     Part("swap of weights", laws.swap_of_weights, 4),
@@ -131,6 +132,7 @@ PARTS = (
     Part("save and load", storage.save_and_load, 8),
     Part("out of memory", allocator.halving, 8),
     Part("latency of one row", speed.latency, 5),
+    Part("loops", loops.loops_beside_others, 25),
     Part("rows a second", speed.rates, 15),
     Part("executions in flight", speed.in_flight, 10),
     Part("shares of the ceilings", speed.shares, 8),

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -64,11 +65,12 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, round by round, so that a machine that drifts is unfair to none."""
+    """Seconds of each call, in rounds of random order, so that a machine that drifts is unfair to none."""
     times: dict[str, list[float]] = {name: [] for name in calls}
+    shuffled = random.Random(0)
     for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(seconds(call))
+        for name in shuffled.sample([*calls], len(calls)):
+            times[name].append(seconds(calls[name]))
     return times
 
 

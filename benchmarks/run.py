@@ -14,17 +14,17 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 BENCHMARKS = (
-    *(
-        "cold_start",
-        "overhead",
-        "batch_sizes",
-        "kernels",
-        "tuning",
-        "offline",
-        "memory",
-        "concurrency",
-        "scaling",
-    ),
+    "cold_start",
+    "overhead",
+    "batch_sizes",
+    "kernels",
+    "tuning",
+    "offline",
+    "memory",
+    "concurrency",
+    "scaling",
+    "families",
+    "quality",
 )
 
 

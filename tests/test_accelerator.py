@@ -39,6 +39,7 @@ def run(script, tmp_path):
 # Which steps of the parts that have many: one of each kind.
 STEPS = {
     "rows are independent": (0, 1, 2),
+    "loops": (1,),
     "rows a second": (0, 1, 4),
     "executions in flight": (0,),
     "shares of the ceilings": (0, 1, 3),
