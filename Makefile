@@ -10,6 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 demo: .venv/base
 	@$(BIN)/artifex demo --output demo.png
+	@$(BIN)/artifex demo --model mnist-diffusion --output demo-diffusion.png
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
