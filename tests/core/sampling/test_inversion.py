@@ -29,6 +29,8 @@ CONFIGS = {
 }
 SAMPLERS = {"flow": "flow_euler"}
 ROWS = 64
+# For what does not depend on what the network predicts.
+two_kinds = pytest.mark.parametrize("kind", ["v", "flow"], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -88,6 +90,7 @@ def test_the_noise_of_samples_is_white(executor, samples, kind):
     assert np.abs(noise - wanted).max() < (0.2 if kind == "sample" else 0.05)  # of as many steps
 
 
+@two_kinds
 def test_inversion_needs_no_key_and_rows_are_the_same_alone(executor, samples):
     assert not executor.draws("invert")
     assert not executor.draws("interpolate")
@@ -99,6 +102,7 @@ def test_inversion_needs_no_key_and_rows_are_the_same_alone(executor, samples):
         np.testing.assert_allclose(alone, whole[i : i + 1], rtol=2e-5, atol=2e-5)
 
 
+@two_kinds
 def test_between_two_samples(executor, samples):
     """By the endpoints for each part of the way; the ends are the samples, once there and back."""
     x, y = samples[:4], samples[4:8]
@@ -116,6 +120,7 @@ def test_between_two_samples(executor, samples):
     np.testing.assert_allclose(ends, np.concatenate([x[:2], y[2:]]), atol=0.03)
 
 
+@two_kinds
 def test_rows_on_both_ways_are_the_same_alone(executor, samples):
     x, y, steps, weight = samples[:4], samples[4:8], [3, 20, 11, 8], [0.1, 0.5, 0.7, 1.0]
     given, options = rows_of(executor, "interpolate", {"x": x, "y": y}, num_steps=steps, weight=weight)

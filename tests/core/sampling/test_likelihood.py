@@ -47,7 +47,7 @@ def exact(samples):
     return stats.multivariate_normal(MEAN, COVARIANCE).logpdf(samples.reshape(ROWS, 3))
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "zero snr", "flow"])
 def test_a_gaussian_has_its_log_density(kind, samples, exact):
     executor = executor_of(CONFIGS[kind])
     found = call(executor, "log_prob", {"x": samples})
