@@ -215,7 +215,8 @@ class Executor:
     ) -> Iterator[Progress]:
         """Runs an endpoint that takes steps, a few at a time, with a look at each row in between.
 
-        Rows give what a call gives. Whoever stops to iterate stops the work.
+        Rows give what a call gives. Whoever stops to iterate stops the work, but for the steps under way.
+        Inputs are not copied: leave them as they are until the last look.
 
         Args:
             endpoint: Name of the endpoint; it must be a loop.

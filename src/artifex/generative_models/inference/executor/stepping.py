@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
@@ -199,24 +199,18 @@ class Stepped:
 
 
 def side_by_side(runs: Sequence[Iterator[T]]) -> Iterator[list[T]]:
-    """What each of several gives, in turns, each from a thread of its own that is a turn ahead.
+    """What each of several gives, in turns that all take at the same time, each in a thread of its own.
 
-    So one that takes longer for a turn keeps none of the others waiting. One that has ended gives its last
-    again, until all have.
+    One that has ended gives its last again, until all have.
     """
     if len(runs) == 1:
         yield from ([given] for given in runs[0])
         return
     threads = [ThreadPoolExecutor(1, "artifex") for _ in runs]
-
-    def turn() -> list[Future[T | None]]:
-        return [thread.submit(next, run, None) for thread, run in zip(threads, runs, strict=True)]
-
+    given: list[T | None] = [None] * len(runs)
     try:
-        given: list[T | None] = [None] * len(runs)
-        ahead = turn()
         while True:
-            taken, ahead = ahead, turn()
+            taken = [thread.submit(next, run, None) for thread, run in zip(threads, runs, strict=True)]
             following = [future.result() for future in taken]
             if all(one is None for one in following):
                 return
@@ -224,7 +218,7 @@ def side_by_side(runs: Sequence[Iterator[T]]) -> Iterator[list[T]]:
             yield [one for one in given if one is not None]
     finally:
         for thread in threads:
-            thread.shutdown(cancel_futures=True)
+            thread.shutdown()
 
 
 def _wide(flags: Array, like: Array) -> Array:
