@@ -19,8 +19,8 @@ from common import Facts, Row, report
 
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 
-STEPS = (5, 10, 20, 50)
-GUIDANCE = 2.0
+STEPS = (3, 5, 10, 20, 50)
+GUIDANCE = 1.5
 SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)  # with the model's own sampler and number of steps
 MODELS = {
     "mnist-diffusion": ("ddim", "euler_a", "dpm++2m", "dpm++2m_sde", "unipc"),

@@ -55,9 +55,8 @@ for command in (
 
 def main() -> None:
     """Runs the command line."""
-    atexit.register(
-        gc.freeze
-    )  # else the interpreter looks through all of JAX for garbage when it ends: 0.2 s
+    # Else the interpreter looks through all of JAX for garbage when it ends: 0.2 s.
+    atexit.register(gc.freeze)
     sys.unraisablehook = _interrupt_again
     if "--debug" not in sys.argv:
         _keep_libraries_quiet()
