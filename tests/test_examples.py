@@ -87,9 +87,10 @@ def as_users_have_it() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("as_users_have_it")
-@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+@pytest.mark.parametrize(("kind", "batch_size"), [("diffusion", 7), ("flow", 8)])  # on one device, and on two
 def test_training_a_denoiser(
     kind: str,
+    batch_size: int,
     data: Path,
     example: Callable[[str], ModuleType],
     monkeypatch: pytest.MonkeyPatch,
@@ -101,7 +102,8 @@ def test_training_a_denoiser(
     monkeypatch.setitem(script.KINDS, kind, chosen._replace(arguments=arguments, rate=1e-2))
     monkeypatch.setattr(script, "LOOK", 6)
     output = data / "out"
-    script.main([kind, "--data", f"{data}", "--output", f"{output}", "--steps", "24", "--batch-size", "8"])
+    said = ["--output", f"{output}", "--steps", "24", "--batch-size", f"{batch_size}"]
+    script.main([kind, "--data", f"{data}", *said])
     losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if "loss" in line]
     assert len(losses) == 4
     assert losses[-1] < 0.8 * losses[0]

@@ -33,10 +33,10 @@ def draw(name: str, *curves: Curve, **settings: Any) -> np.ndarray:
 
 def colors(picture: np.ndarray) -> set[tuple[int, ...]]:
     """The colours that many pixels have, paper and greys left out."""
-    values, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
-    return {
-        tuple(map(int, value)) for value in values[counts > 500] if int(value.max()) - int(value.min()) > 60
-    }
+    numbers = (picture.astype(np.int64) @ [1 << 16, 1 << 8, 1]).reshape(-1)  # quicker told apart than rows
+    values, counts = np.unique(numbers, return_counts=True)
+    many = (tuple(value.to_bytes(3)) for value in values[counts > 500].tolist())
+    return {color for color in many if max(color) - min(color) > 60}
 
 
 def test_a_curve_is_drawn_on_both_sides(folder: Path):

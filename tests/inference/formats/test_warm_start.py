@@ -42,7 +42,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    vae = VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(0))
+    vae = VAE((8, 8, 1), 4, [4], [4], rngs=nnx.Rngs(0))
     path = tmp_path_factory.mktemp("models") / "tiny"
     return export_model(vae, path, step=3, training_steps=5, final_loss=1.5)
 
