@@ -8,6 +8,7 @@ import jax
 from jax._src.lru_cache import LRUCache
 from jax.experimental.compilation_cache import compilation_cache
 
+_WORTH_KEEPING = 0.1  # seconds of compiling; of less, writing takes too much
 FOLDER = "ARTIFEX_TESTS_COMPILED"  # the variable that names the folder, for a session's processes
 
 
@@ -15,7 +16,7 @@ def share_compilations() -> None:
     """Has this process look in the session's folder before it compiles; without a folder it compiles."""
     LRUCache.put = _put
     jax.config.update("jax_compilation_cache_dir", os.environ.get(FOLDER))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     compilation_cache.reset_cache()
 
