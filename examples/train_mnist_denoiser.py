@@ -3,8 +3,8 @@
     python examples/train_mnist_denoiser.py diffusion --data DIR --output src/artifex/zoo/mnist-diffusion
     python examples/train_mnist_denoiser.py flow --data DIR --output src/artifex/zoo/mnist-flow
 
-DIR holds the canonical IDX files, gzipped; `--download` fetches the missing ones. On two cores either takes
-some 22 minutes.
+DIR holds the canonical IDX files, gzipped; `--download` fetches the missing ones. On two cores `diffusion`
+takes 23 minutes and `flow` 22.
 """
 
 from __future__ import annotations

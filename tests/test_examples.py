@@ -24,7 +24,16 @@ from artifex.generative_models.core.sampling.table import O_TO_M, TIME, X_TO_M
 from artifex.generative_models.inference import load_exported_model
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-TINY = {"num_attention_heads": 1, "attention_head_dim": 16, "num_layers": 1, "patch_size": 7}
+TINY = {
+    "unet": {
+        "block_out_channels": [4],
+        "down_block_types": ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+        "attention_head_dim": 4,
+        "add_attention": False,
+    },
+    "dit": {"num_attention_heads": 1, "attention_head_dim": 16, "num_layers": 1, "patch_size": 7},
+}
 
 
 def test_the_triton_client():
@@ -90,9 +99,8 @@ def test_training_a_denoiser(
 ) -> None:
     script = example("train_mnist_denoiser")
     chosen = script.KINDS[kind]
-    arguments = script.DIT | TINY  # a U-Net takes long to trace
-    tiny = chosen._replace(network="dit", arguments=arguments, rate=1e-2)
-    monkeypatch.setitem(script.KINDS, kind, tiny)
+    arguments = {**chosen.arguments, **TINY[chosen.network]}
+    monkeypatch.setitem(script.KINDS, kind, chosen._replace(arguments=arguments, rate=1e-2))
     monkeypatch.setattr(script, "LOOK", 6)
     output = data / "out"
     said = ["--output", f"{output}", "--steps", "24", "--batch-size", f"{batch_size}"]

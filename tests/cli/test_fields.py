@@ -32,7 +32,7 @@ def pipeline(drawer: Path) -> InferencePipeline:
         ({"label": "0,1,2", "num_steps": "[2,3,4]"}, {"label": [0, 1, 2], "num_steps": [2, 3, 4]}),
         ({"sampler": "ddim,euler,dpm++2m"}, {"sampler": ["ddim", "euler", "dpm++2m"]}),
         ({"label": "[1]", "guidance_scale": "2"}, {"label": 1, "guidance_scale": 2.0}),
-        ({"num_steps": "7", "sampler": '"ddim"', "eta": "0.5"}, {"num_steps": 7, "eta": 0.5}),
+        ({"num_steps": "70", "sampler": '"ddim"', "eta": "0.5"}, {"num_steps": 70, "eta": 0.5}),
     ],
 )
 def test_set_says_what_python_says(

@@ -106,7 +106,7 @@ def test_generates_what_one_process_does(ray: object, tiny: Path, tmp_path: Path
 @pytest.mark.slow
 def test_every_process_is_told_the_fields(ray: object, drawer: Path, tmp_path: Path):
     said = {"label": [number % 4 for number in range(22)], "sampler": "euler", "num_steps": 2}
-    generate_dataset(drawer, 22, tmp_path / "out.npy", seed=7, given=said, **SHARDS)
+    generate_dataset(drawer, 22, tmp_path / "out.npy", seed=7, given=said, num_actors=2, **SHARDS)
     wanted = load_pipeline(drawer, batch_size=4).generate(22, rngs=7, **said)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
 

@@ -15,7 +15,7 @@ from artifex.generative_models.core import DeviceManager
 from artifex.generative_models.inference import Batcher, Executor
 from artifex.generative_models.models.vae import VAE
 
-BATCH_SIZES = (1, 8, 16)
+BATCH_SIZES = (1, 2, 4, 8, 16)
 ROWS = 29
 
 ENDPOINTS = ("encode", "decode", "reconstruct", "generate")
