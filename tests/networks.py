@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from artifex.generative_models.models.names import torch_names
+from artifex.generative_models.models.names import torch_weights
 
 # Sums of at most some hundred float32 products a layer, in some twenty layers, over the output's deviation.
 # An epsilon of 1e-5 for one of 1e-6 gives more, where normalisations have weights and what they see is faint.
@@ -47,7 +47,7 @@ class Golden:
     def model(self, cls: type[nnx.Module], dtype: Any = jnp.float32, **changes: Any) -> Any:
         """The network with its weights, and other arguments than it was made with if some are given."""
         made = abstract(cls, **self.arguments | changes)
-        names = torch_names(made)
+        names = torch_weights(made)
         assert names.keys() == self.shapes.keys()
         state = {}
         for name, (path, axes) in names.items():

@@ -73,14 +73,15 @@ __all__ = [
 
 
 def load(name_or_dir: str | PathLike[str]) -> InferencePipeline:
-    """Loads a bundled model or an export directory, ready to run on uint8 pictures.
+    """Loads a bundled model, an export directory or one of diffusers, ready to run on uint8 pictures.
 
     Args:
-        name_or_dir: A bundled name such as `"mnist-vae"`, or what `export_model` wrote.
+        name_or_dir: A bundled name such as `"mnist-vae"`, what `export_model` wrote, or a model or an
+            unconditional pipeline that diffusers wrote.
 
     Raises:
         ConfigError: There is no such model, or its config or metadata is unusable.
-        CheckpointError: Its checkpoint is missing, damaged, or does not fit the config.
+        CheckpointError: Its weights are missing, damaged, or does not fit the config.
     """
     from artifex.generative_models.inference.pipeline import load_pipeline  # importing it imports JAX
 

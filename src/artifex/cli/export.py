@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from artifex.cli.options import AsJson, ComputeDtype
+from artifex.cli.options import AsJson, ComputeDtype, DirectoryFormat
 
 
 def export(
@@ -38,12 +38,17 @@ def export(
     image_range: Annotated[
         tuple[float, float], typer.Option(metavar="LOW HIGH", help="Range of the model's pixel values.")
     ] = (0.0, 1.0),
+    directory_format: Annotated[
+        DirectoryFormat,
+        typer.Option("--format", help="Whose directory to write; diffusers has no place for the training."),
+    ] = DirectoryFormat.artifex,
     as_json: AsJson = False,
 ) -> None:
     """Turn a training checkpoint into an export directory, which is a MODEL to the other commands."""
     from artifex.generative_models.core.checkpointing import load_checkpoint, setup_checkpoint_manager
     from artifex.generative_models.core.config import abstract_model, read_json
     from artifex.generative_models.core.errors import InputError
+    from artifex.generative_models.inference.formats.diffusers_export import export_diffusers
     from artifex.generative_models.inference.formats.exporting import export_model
 
     template = abstract_model(model_type, read_json(config))
@@ -55,6 +60,11 @@ def export(
             f"--dtype {dtype}: '{model_type}' has {', '.join(sorted(of_family))} weights by this config, and "
             "so must its export; the commands that run it have a --dtype of their own"
         )
+    if directory_format is DirectoryFormat.diffusers:
+        path = export_diffusers(model, export_dir)
+        written = {"output": str(path), "model_type": model_type, "step": restored_step}
+        typer.echo(json.dumps(written) if as_json else f"exported to {path}")
+        return
     if restored_step is None:  # a checkpoint that was saved by itself
         restored_step = training_steps or 0
     elif training_steps is None:

@@ -17,32 +17,41 @@ if TYPE_CHECKING:
     from artifex.generative_models.core.fields import Field
     from artifex.generative_models.core.specs import TensorSpec
     from artifex.generative_models.inference.executor.executor import Executor
+    from artifex.generative_models.inference.pipeline import InferencePipeline
 
 
 def inspect(model: Model, as_json: AsJson = False) -> None:
-    """Show a model's endpoints, size and training, and the devices there are."""
+    """Show what a model or a directory is: endpoints, parts, size, training; and the devices there are."""
     from artifex.cli.factories import is_factory
     from artifex.cli.run import load_model
-    from artifex.generative_models.inference.formats.loading import find_model
+    from artifex.generative_models.inference.formats.loading import find_model, foreign_parts
 
-    pipeline = load_model(model)
     directory = None if is_factory(model) else find_model(model).absolute()
     files = () if directory is None else (file for file in directory.rglob("*") if file.is_file())
-    facts = {
+    parts = None if directory is None else foreign_parts(directory)
+    facts: dict[str, Any] = {
         "model": model,
         "directory": None if directory is None else str(directory),
-        "model_type": pipeline.metadata.get("model_type"),
-        "parameters": pipeline.executor.num_parameters,
         "bytes_on_disk": sum(file.stat().st_size for file in files),
-        "config": pipeline.config,
-        "training": {name: value for name, value in pipeline.metadata.items() if name != "model_type"},
-        "endpoints": {name: _endpoint(pipeline.executor, name) for name in pipeline.executor.endpoints},
+        "parts": parts,
         "devices": _devices(),
     }
+    if parts is None or parts["is_run"]:
+        facts |= _of_pipeline(load_model(model))
     if as_json:
         typer.echo(json.dumps(facts))
     else:
         _show(facts)
+
+
+def _of_pipeline(pipeline: InferencePipeline) -> dict[str, Any]:
+    return {
+        "model_type": pipeline.metadata.get("model_type"),
+        "parameters": pipeline.executor.num_parameters,
+        "config": pipeline.config,
+        "metadata": {name: value for name, value in pipeline.metadata.items() if name != "model_type"},
+        "endpoints": {name: _endpoint(pipeline.executor, name) for name in pipeline.executor.endpoints},
+    }
 
 
 def _endpoint(executor: Executor, name: str) -> dict[str, Any]:
@@ -98,14 +107,19 @@ def _show(facts: dict[str, Any]) -> None:
     console = Console(markup=False, highlight=False)
     console.print(facts["model"], style="bold", end=": ", soft_wrap=True)
     size = "" if facts["directory"] is None else f", {_size(facts['bytes_on_disk'])} on disk"
-    console.print(f"{facts['model_type'] or 'a model'}, {facts['parameters']:,} parameters{size}")
+    kind, parts = facts.get("model_type") or "a model", facts["parts"] or {}
+    if parts:
+        kind = f"{parts['class']} of diffusers, " + (kind if parts["is_run"] else "which is not run here")
+    parameters = f", {facts['parameters']:,} parameters" if "parameters" in facts else ""
+    console.print(f"{kind}{parameters}{size}")
     if facts["directory"] is not None:
         console.print(facts["directory"], style="dim", soft_wrap=True)
     tables = [
-        _table(("Endpoint", "Takes", "Gives"), _endpoint_rows(facts["endpoints"])),
-        _table(("Field", "Type", "Default", ""), _field_rows(facts["endpoints"])),
-        _table(("Config", ""), _fact_rows(facts["config"])),
-        _table(("Training", ""), _fact_rows(facts["training"])),
+        _table(("Part", ""), [*parts.get("runs", {}).items(), *parts.get("does_not_run", {}).items()]),
+        _table(("Endpoint", "Takes", "Gives"), _endpoint_rows(facts.get("endpoints", {}))),
+        _table(("Field", "Type", "Default", ""), _field_rows(facts.get("endpoints", {}))),
+        _table(("Config", ""), _fact_rows(facts.get("config", {}))),
+        _table(("Metadata", ""), _fact_rows(facts.get("metadata", {}))),
         _table(("Device", "Kind", "Memory"), map(_device_row, facts["devices"])),
     ]
     for table in tables:

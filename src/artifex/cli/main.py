@@ -17,6 +17,7 @@ import typer
 from artifex import __version__
 from artifex.cli.benchmark import benchmark
 from artifex.cli.check import check
+from artifex.cli.convert import convert
 from artifex.cli.decode import decode
 from artifex.cli.demo import demo
 from artifex.cli.encode import encode
@@ -45,6 +46,7 @@ for command in (
     reconstruct,
     interpolate,
     export,
+    convert,
     check,
     benchmark,
     tune,
@@ -92,5 +94,6 @@ def _options(
 ) -> None:
     """Trained JAX / Flax NNX generative models, from disk to samples.
 
-    MODEL is the name of a bundled model, such as mnist-vae, or an export directory.
+    MODEL is the name of a bundled model, such as mnist-vae, an export directory, or a directory
+    that diffusers wrote.
     """

@@ -28,6 +28,13 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+class DirectoryFormat(StrEnum):
+    """Whose directories: ours, or those of diffusers."""
+
+    artifex = "artifex"
+    diffusers = "diffusers"
+
+
 def _device_count(value: str | None) -> str | None:
     if value is None or value == "all" or (value.isdecimal() and int(value) > 0):
         return value
@@ -37,7 +44,7 @@ def _device_count(value: str | None) -> str | None:
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A bundled model, an export directory, or module:factory.", show_default=False
+        metavar="MODEL", help="A bundled model, a model's directory, or module:factory.", show_default=False
     ),
 ]
 Images = Annotated[
@@ -67,6 +74,7 @@ Devices = Annotated[
     typer.Option(callback=_device_count, metavar="N|all", help="Devices to spread a batch over."),
 ]
 Dtype = Annotated[ComputeDtype | None, typer.Option(help="Dtype to compute in.")]
+Variant = Annotated[str | None, typer.Option(help="Of the weights of a diffusers directory, such as fp16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 RunsOn = Annotated[Engine, typer.Option("--engine", help="This process, or Ray: many, on many machines.")]
 RayAddress = Annotated[

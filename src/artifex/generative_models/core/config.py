@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _GROUP = "artifex.models"
 _OWN_FAMILIES = {  # so that they need no installation
+    "autoencoder_tiny": "artifex.generative_models.models.autoencoder_tiny:AutoencoderTiny",
     "classifier": "artifex.generative_models.models.classifier:Classifier",
     "denoiser": "artifex.generative_models.models.denoiser:Denoiser",
     "vae": "artifex.generative_models.models.vae:VAE",

@@ -48,6 +48,25 @@ class Evaluation:
         return {"x": self.fn(model, x, time, jnp.ones_like(time), inputs)}
 
 
+def evaluation(fn: Denoiser, shape: tuple[int, ...], num_labels: int, knows_none: bool) -> Endpoint:
+    """The endpoint that evaluates a network once.
+
+    Args:
+        fn: The network; where there are labels, it reads the input `label`.
+        shape: Shape [h, w, c] of a sample.
+        num_labels: Classes that samples may have.
+        knows_none: The label after the last stands for no class.
+    """
+    inputs = {
+        "x": TensorSpec(shape, np.float32, doc="noisy samples"),
+        "time": TensorSpec((), np.float32, doc="the time of training, which says how much noise there is"),
+        **_label_input(num_labels),
+    }
+    says = Labelled(num_labels, knows_none) if num_labels else None
+    doc = "what the network predicts: one evaluation"
+    return Endpoint(Evaluation(fn), inputs, doc=doc, says=says, ahead=False)
+
+
 def denoiser_endpoints(fn: Denoiser, shape: tuple[int, ...], fields: Denoising) -> dict[str, Endpoint]:
     """All that can be done with a network that removes noise from pictures.
 
@@ -61,17 +80,15 @@ def denoiser_endpoints(fn: Denoiser, shape: tuple[int, ...], fields: Denoising) 
         shape: Shape [h, w, c] of a sample.
         fields: What callers may say, and the settings of the noise that it was trained with.
     """
-    num_labels = fields.num_labels
-    label = {"label": TensorSpec((), np.int32, doc="the class")} if num_labels else {}
-    says_label = Labelled(num_labels) if num_labels else None
+    num_labels, knows_none = fields.num_labels, fields.knows_none
+    label = _label_input(num_labels)
     tables = {**TABLE_INPUTS, **label}
-    guided = Guided(fn, (("label", num_labels),), shape[-1]) if num_labels else fn
+    guided = Guided(fn, (("label", num_labels),), shape[-1]) if fields.is_guided else fn
     sampler = LinearSampler(guided, shape, thresholds=bool(fields.config.get("thresholding")))
-    drawn = {**tables, **(GUIDANCE_INPUTS if num_labels else {})}
+    drawn = {**tables, **(GUIDANCE_INPUTS if fields.is_guided else {})}
     mask = TensorSpec(
         (*shape[:-1], 1), np.float32, doc="0 keeps a pixel, else it is made", image_range=(0.0, 1.0)
     )
-    time = TensorSpec((), np.float32, doc="the time of training, which says how much noise there is")
 
     def picture(doc: str) -> TensorSpec:
         return TensorSpec(shape, np.float32, doc=doc)
@@ -95,20 +112,14 @@ def denoiser_endpoints(fn: Denoiser, shape: tuple[int, ...], fields: Denoising) 
             says=fields,
             ahead=False,
         ),
-        "denoise": Endpoint(
-            Evaluation(fn),
-            {"x": picture("noisy samples"), "time": time, **label},
-            doc="what the network predicts: one evaluation",
-            says=says_label,
-            ahead=False,
-        ),
+        "denoise": evaluation(fn, shape, num_labels, knows_none),
     }
     if inverted_sampler(fields.config) is None:
         return found
     steps = min(_INVERSION_STEPS, noise_settings(fields.config)["num_train_timesteps"])
     inverse = replace(sampler, fn=fn, start="x", adds_noise=False)
-    there = Inverting(fields.scheduler, steps, num_labels)
-    between = Inverting(fields.scheduler, steps, num_labels, returns=True)
+    there = Inverting(fields.scheduler, steps, num_labels, knows_none=knows_none)
+    between = replace(there, returns=True)
     weight = TensorSpec((), np.float32, doc="how far from x to y, 0 to 1")
     found |= {
         "invert": Endpoint(
@@ -135,7 +146,11 @@ def denoiser_endpoints(fn: Denoiser, shape: tuple[int, ...], fields: Denoising) 
             {"x": picture("samples"), **label},
             density.options,
             doc="how likely samples are: nats a sample, and bits a dimension",
-            says=says_label,
+            says=Labelled(num_labels, knows_none) if num_labels else None,
             ahead=False,
         )
     return found
+
+
+def _label_input(num_labels: int) -> dict[str, TensorSpec]:
+    return {"label": TensorSpec((), np.int32, doc="the class")} if num_labels else {}

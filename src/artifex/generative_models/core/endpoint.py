@@ -6,6 +6,7 @@ and on PRNG key *i*. It makes padding, splitting, merging and sharding of batche
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -68,6 +69,29 @@ class Endpoint:
     def given_options(self) -> dict[str, Option]:
         """The options that callers choose themselves."""
         return {name: option for name, option in self.options.items() if name not in self._provided}
+
+    def sized(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+        """The options that are sizes, as inputs [rows, ...] have them."""
+        return {
+            option: inputs[name].shape[axis]
+            for name, axis, option in self._sizes
+            if len(getattr(inputs.get(name), "shape", ())) > axis
+        }
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether inputs may be of several sizes, which are options."""
+        return bool(self._sizes)
+
+    @functools.cached_property
+    def _sizes(self) -> list[tuple[str, int, str]]:
+        """Of each option that is a size: an input, and its axis in a batch, that has it."""
+        return [
+            (name, axis + 1, size)
+            for name, spec in self.inputs.items()
+            for axis, size in enumerate(spec.shape)
+            if isinstance(size, str)
+        ]
 
     @property
     def _provided(self) -> Collection[str]:

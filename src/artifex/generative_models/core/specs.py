@@ -59,6 +59,7 @@ class Option:
         maximum: The largest.
         choices: All that it may be.
         doc: One line for people.
+        multiple: What it must be a multiple of, where it is an integer.
 
     An endpoint refuses one whose default it may not be.
     """
@@ -68,6 +69,7 @@ class Option:
     maximum: float | None = None
     choices: tuple[Hashable, ...] | None = None
     doc: str = ""
+    multiple: int | None = None
 
     @property
     def words(self) -> list[str]:
@@ -75,6 +77,7 @@ class Option:
         told = [] if self.choices is None else [f"one of {', '.join(map(str, self.choices))}"]
         told += [] if self.minimum is None else [f"at least {self.minimum:g}"]
         told += [] if self.maximum is None else [f"at most {self.maximum:g}"]
+        told += [] if self.multiple is None else [f"a multiple of {self.multiple}"]
         return [*told, self.doc] if self.doc else told
 
     def check(self, endpoint: str, name: str, value: Any) -> None:
@@ -85,7 +88,8 @@ class Option:
         """
         limits = (self.minimum, "at least", operator.ge), (self.maximum, "at most", operator.le)
         is_integral = isinstance(self.default, Integral)
-        if any(limit is not None for limit, *_ in limits) and (
+        bounds = [self.multiple, *(limit for limit, *_ in limits)]
+        if any(bound is not None for bound in bounds) and (
             isinstance(value, bool) or not isinstance(value, Integral if is_integral else Real)
         ):
             word = "an integer" if is_integral else "a number"
@@ -93,6 +97,8 @@ class Option:
         for limit, word, holds in limits:
             if limit is not None and not holds(value, limit):
                 raise InputError(f"{endpoint}: {name}: expected {word} {limit:g}, got {value!r}")
+        if self.multiple is not None and value % self.multiple:
+            raise InputError(f"{endpoint}: {name}: expected a multiple of {self.multiple}, got {value!r}")
         if self.choices is not None and value not in self.choices:
             raise InputError(
                 f"{endpoint}: {name}: expected one of {', '.join(map(str, self.choices))}, got {value!r}"

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from artifex import __version__
-from artifex.generative_models.core.config import read_json
 from artifex.generative_models.core.endpoint import Endpoint, Model, endpoints_of
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.keys import sample_key
@@ -27,9 +26,7 @@ from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.executor.stepping import Progress
 from artifex.generative_models.inference.formats.loading import (
     check_image_range,
-    find_model,
-    load_exported_model,
-    read_metadata,
+    find_directory,
 )
 from artifex.generative_models.inference.formats.warm_start import Snapshot
 from artifex.generative_models.inference.images import denormalize_images, taking_uint8
@@ -351,37 +348,40 @@ def load_pipeline(
     shard: Shard | None = None,
     dtype: DTypeLike | None = None,
     step: int | None = None,
+    variant: str | None = None,
 ) -> InferencePipeline:
-    """Loads a bundled model or an export directory as a pipeline from uint8 pictures to uint8 pictures.
+    """Loads a model that is bundled, exported or of diffusers, as a pipeline from and to uint8 pictures.
 
-    Pictures go to the device as uint8 and are scaled there. Without a mesh, what one start finds out is kept
+    Pictures go to the device as uint8 and are scaled there; a model that makes something else, such as
+    latents, takes and gives what it does. Without a mesh, what one start finds out is kept
     in the user's cache directory for the next: weights, endpoints and executables. That one neither imports
     Flax and Orbax nor compiles, and builds the pipeline's `model` when it is asked for. Whatever a start
     depends on and that changed has it done anew.
 
     Args:
-        name_or_dir: A bundled name, or an export directory.
+        name_or_dir: A bundled name, an export directory, or a model or pipeline that diffusers wrote.
         batch_size: Rows a batch; None is what `tune` found for an endpoint, or 64.
         mesh: Devices to lay rows over. Weights are restored to where they go on it; of several processes
             each reads its own.
         shard: How weights are cut over the mesh, as for `Executor`.
         dtype: Dtype of the computation.
-        step: Training step; None is the one that the export names.
+        step: Training step of an export; None is the one that it names.
+        variant: Of the weights of diffusers, such as "fp16"; None is the one without a name, or the only one.
 
     Raises:
         ConfigError: There is no such model, or its config or metadata is unusable.
-        CheckpointError: Its checkpoint is missing, damaged, or does not fit the config.
+        CheckpointError: Its weights are missing, damaged, or do not fit the config.
     """
-    path = find_model(name_or_dir)
-    metadata, config = read_metadata(path), read_json(path / "config.json")
+    found = find_directory(name_or_dir, step=step, variant=variant)
+    config, metadata = dict(found.config), dict(found.metadata)
     image_range = check_image_range(metadata["image_range"])
-    snapshot = Snapshot(path, dtype, step) if mesh is None else None
-    kept = None if snapshot is None else snapshot.model(metadata["model_type"], config)
+    snapshot = Snapshot(found.path, dtype, step, variant) if mesh is None else None
+    kept = None if snapshot is None else snapshot.model(found.model_type, config)
     model: Any = None
     endpoints: Mapping[str, Endpoint]
     if kept is None:
         sharding = None if mesh is None else WeightLayout(mesh, shard)
-        model, config, metadata = load_exported_model(path, step=step, dtype=dtype, sharding=sharding)
+        model = found.load(dtype, sharding)
         weights, endpoints = model, endpoints_of(model)
         if snapshot is not None:
             snapshot.keep_model(model)
@@ -396,7 +396,7 @@ def load_pipeline(
 
     return InferencePipeline(
         executor,
-        postprocess_fn=partial(denormalize_images, image_range=image_range),
+        postprocess_fn=_to_uint8(image_range),
         batch_size=batch_size,
         config=config,
         metadata=metadata,
@@ -407,7 +407,7 @@ def load_pipeline(
 def picture_pipeline(
     model: Model,
     *,
-    image_range: tuple[float, float] = (0.0, 1.0),
+    image_range: tuple[float, float] | None = (0.0, 1.0),
     batch_size: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     dtype: DTypeLike | None = None,
@@ -416,28 +416,32 @@ def picture_pipeline(
 
     Args:
         model: A model with endpoints.
-        image_range: Range of its pixel values.
+        image_range: Range of its pixel values; None for a model that makes something else.
         batch_size: Rows a batch, and the others as for `load_pipeline`.
 
     Raises:
         InputTypeError: It has no endpoints.
     """
     executor = _picture_executor(model, endpoints_of(model), image_range, batch_size, mesh=mesh, dtype=dtype)
-    postprocess = partial(denormalize_images, image_range=image_range)
     return InferencePipeline(
-        executor, postprocess_fn=postprocess, batch_size=batch_size, build_model=lambda: model
+        executor, postprocess_fn=_to_uint8(image_range), batch_size=batch_size, build_model=lambda: model
     )
 
 
 def _picture_executor(
     weights: Any,
     endpoints: Mapping[str, Endpoint],
-    image_range: tuple[float, float],
+    image_range: tuple[float, float] | None,
     batch_size: int | None,
     **settings: Any,
 ) -> Executor:
     sizes = None if batch_size is None else powers_up_to(batch_size)
-    return Executor(weights, taking_uint8(endpoints, image_range), batch_sizes=sizes, **settings)
+    taking = endpoints if image_range is None else taking_uint8(endpoints, image_range)
+    return Executor(weights, taking, batch_sizes=sizes, **settings)
+
+
+def _to_uint8(image_range: tuple[float, float] | None) -> ArrayFn | None:
+    return None if image_range is None else partial(denormalize_images, image_range=image_range)
 
 
 def _identity(array: Any) -> Any:

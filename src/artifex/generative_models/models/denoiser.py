@@ -5,16 +5,18 @@ Diffusion and flow matching are both of this family: what tells them apart is th
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
-from artifex.generative_models.core.denoisers import denoiser_endpoints
+from artifex.generative_models.core.denoisers import denoiser_endpoints, evaluation
 from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import ConfigError, InputError
 from artifex.generative_models.core.fields import checked_fields
+from artifex.generative_models.core.published import PublishedWeight
 from artifex.generative_models.core.sampling.denoising import Denoising
 from artifex.generative_models.models.arguments import check_choice, check_integers
 from artifex.generative_models.models.dit import DiT
@@ -33,8 +35,10 @@ class Denoiser(nnx.Module):
         network: `unet` or `dit`.
         arguments: The network's own.
         scheduler: Settings of the schedule that it was trained with, as in diffusers'
-            `scheduler_config.json`.
-        num_labels: Classes that callers may ask for; the label after the last stands for none of them.
+            `scheduler_config.json`. None where they are not known: the network can then be evaluated, and no
+            samples be drawn.
+        num_labels: Classes that callers may ask for. Where the network has more, the label after the last
+            stands for none of them; guidance needs that one.
         num_steps: Steps where a caller does not say how many.
         sampler: The sampler where a caller does not say which; None is the scheduler's own.
         guidance_scale: Guidance where a caller does not say how much.
@@ -48,7 +52,7 @@ class Denoiser(nnx.Module):
         self,
         network: str,
         arguments: Mapping[str, Any],
-        scheduler: Mapping[str, Any],
+        scheduler: Mapping[str, Any] | None = None,
         num_labels: int = 0,
         num_steps: int = 20,
         sampler: str | None = None,
@@ -59,29 +63,33 @@ class Denoiser(nnx.Module):
         given = {"network": network, "num_labels": num_labels}
         check_choice(given, "network", choices=NETWORKS)
         check_integers(given, "num_labels", minimum=0)
-        for name, value in (("arguments", arguments), ("scheduler", scheduler)):
+        settings = {"arguments": arguments} | ({} if scheduler is None else {"scheduler": scheduler})
+        for name, value in settings.items():
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{name}: expected settings by name, got {value!r:.100}")
         self._config = json.dumps(
             {
                 **given,
                 "arguments": dict(arguments),
-                "scheduler": dict(scheduler),
+                "scheduler": None if scheduler is None else dict(scheduler),
                 "num_steps": num_steps,
                 "sampler": sampler,
                 "guidance_scale": guidance_scale,
             }
         )
-        try:
-            self.network = NETWORKS[network](**arguments, rngs=rngs)
-        except TypeError as error:  # an argument that it does not have
-            raise ConfigError(f"arguments: {error}") from error
-        known = _num_labels(self.network.config)
-        if (known == 0) != (num_labels == 0) or known < num_labels:
-            wanted = f"from 1 to {known}, since the network has classes" if known else "0"
+        cls: Any = NETWORKS[network]
+        known = inspect.signature(cls.__init__).parameters.keys() - {"self", "rngs"}
+        if unknown := sorted(map(str, arguments.keys() - known)):
+            raise ConfigError(f"arguments: {cls.__name__} knows no {', '.join(unknown)}")
+        self.network = cls(**arguments, rngs=rngs)
+        most, _ = _labels(self.network.config)
+        if (most == 0) != (num_labels == 0) or most < num_labels:
+            wanted = f"from 1 to {most}, since the network has classes" if most else "0"
             raise ConfigError(f"num_labels: expected {wanted}; got {num_labels}")
         _sample_shape(self.network.config)
         _check_channels(self.network.config, scheduler)
+        if scheduler is None:
+            return
         fields = self._fields
         try:  # what holds where callers say nothing
             fields.options(checked_fields("generate", fields.fields, {}, None))
@@ -97,18 +105,37 @@ class Denoiser(nnx.Module):
     def _fields(self) -> Denoising:
         config = self.config
         settings = ("num_steps", "sampler", "num_labels", "guidance_scale")
-        return Denoising.of(config["scheduler"], **{name: config[name] for name in settings})
+        others = {name: config[name] for name in settings} | {"knows_none": self._knows_none}
+        return Denoising.of(config["scheduler"], **others)
+
+    @property
+    def _knows_none(self) -> bool:
+        return self.config["num_labels"] < _labels(self.network.config)[1]
 
     def endpoints(self) -> Mapping[str, Endpoint]:
-        """Those of `denoiser_endpoints`."""
-        return denoiser_endpoints(_predict, _sample_shape(self.network.config), self._fields)
+        """Those of `denoiser_endpoints`; without a scheduler, `denoise` alone."""
+        config, shape = self.config, _sample_shape(self.network.config)
+        if config["scheduler"] is None:
+            return {"denoise": evaluation(_predict, shape, config["num_labels"], self._knows_none)}
+        return denoiser_endpoints(_predict, shape, self._fields)
+
+    def published_config(self) -> dict[str, Any]:
+        """The network's, as diffusers has it."""
+        return self.network.published_config()
+
+    def published_weights(self) -> dict[str, PublishedWeight]:
+        """The network's, by the names that diffusers stores them under."""
+        return {
+            name: weight._replace(path=("network", *weight.path))
+            for name, weight in self.network.published_weights().items()
+        }
 
 
-def _check_channels(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
+def _check_channels(config: Mapping[str, Any], scheduler: Mapping[str, Any] | None) -> None:
     """Refuses a network that does not give what its scheduler reads."""
     given = config["out_channels"] or config["in_channels"]
     channels = config["in_channels"]
-    needs_variance = scheduler.get("variance_type") == "learned_range"
+    needs_variance = (scheduler or {}).get("variance_type") == "learned_range"
     fitting = [2 * channels] if needs_variance else [channels, 2 * channels]
     if given not in fitting:
         raise ConfigError(
@@ -125,11 +152,22 @@ def _sample_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     return height, width, config["in_channels"]
 
 
-def _num_labels(config: Mapping[str, Any]) -> int:
-    """The classes that a network knows, besides the one that stands for none of them."""
+def _labels(config: Mapping[str, Any]) -> tuple[int, int]:
+    """How many classes a network may have, and how many labels it knows.
+
+    Raises:
+        ConfigError: What it is told is no number of a class.
+    """
     if "num_embeds_ada_norm" in config:
-        return config["num_embeds_ada_norm"]
-    return max((config["num_class_embeds"] or 0) - 1, 0)
+        classes = config["num_embeds_ada_norm"]
+        return classes, classes + 1
+    if config["class_embed_type"] is not None:
+        raise ConfigError(
+            f"arguments: class_embed_type: expected null, for numbers of classes; got "
+            f"{config['class_embed_type']!r}"
+        )
+    classes = config["num_class_embeds"] or 0
+    return classes, classes
 
 
 def _predict(

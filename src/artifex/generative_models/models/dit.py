@@ -29,6 +29,7 @@ from artifex.generative_models.core.nn import (
     time_sinusoids,
 )
 from artifex.generative_models.core.nn.feedforward import FEED_FORWARDS
+from artifex.generative_models.core.published import PublishedWeight
 from artifex.generative_models.models.arguments import (
     MAX_LAYERS,
     Arguments,
@@ -38,6 +39,7 @@ from artifex.generative_models.models.arguments import (
     check_integers,
     check_numbers,
 )
+from artifex.generative_models.models.names import torch_weights
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -234,6 +236,14 @@ class DiT(nnx.Module):
     def config(self) -> Mapping[str, Any]:
         """The constructor's arguments, as JSON takes them."""
         return json.loads(self._config)
+
+    def published_config(self) -> dict[str, Any]:
+        """The config, as diffusers has it."""
+        return {"_class_name": "DiTTransformer2DModel", **self.config}
+
+    def published_weights(self) -> dict[str, PublishedWeight]:
+        """The weights by the names that diffusers stores them under."""
+        return torch_weights(self)
 
     def __call__(
         self, x: Float[Array, "batch h w in"], time: Float[Array, " batch"], label: Array

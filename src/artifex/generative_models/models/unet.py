@@ -35,6 +35,7 @@ from artifex.generative_models.core.nn import (
     conv3x3,
     time_sinusoids,
 )
+from artifex.generative_models.core.published import PublishedWeight
 from artifex.generative_models.models.arguments import (
     MAX_LAYERS,
     Arguments,
@@ -45,6 +46,7 @@ from artifex.generative_models.models.arguments import (
     check_numbers,
     items,
 )
+from artifex.generative_models.models.names import torch_weights
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -251,6 +253,14 @@ class UNet(nnx.Module):
     def config(self) -> Mapping[str, Any]:
         """The constructor's arguments, as JSON takes them."""
         return json.loads(self._config)
+
+    def published_config(self) -> dict[str, Any]:
+        """The config, as diffusers has it."""
+        return {"_class_name": "UNet2DModel", **self.config}
+
+    def published_weights(self) -> dict[str, PublishedWeight]:
+        """The weights by the names that diffusers stores them under."""
+        return torch_weights(self)
 
     def __call__(
         self, x: Float[Array, "batch h w in"], time: Float[Array, " batch"], label: Array | None = None

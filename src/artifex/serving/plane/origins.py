@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from artifex.generative_models.core.errors import ArtifexError
 from artifex.generative_models.inference.formats.fingerprint import stat_of, stats_under
-from artifex.generative_models.inference.formats.loading import find_model, latest_step, read_metadata
+from artifex.generative_models.inference.formats.loading import find_directory, find_model, latest_step
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 from artifex.serving.plane.statuses import UnloadableError
 
@@ -29,7 +29,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ExportSource:
-    """An export directory, or a bundled model; the latest step of its checkpoints.
+    """A model in a directory, or a bundled one; of an export the latest step of its checkpoints.
 
     Args:
         path: The directory, or the bundled model's name.
@@ -62,10 +62,10 @@ class ExportSource:
         raise UnloadableError(f"{self.path} changes all the time")
 
     def _open(self) -> tuple[InferencePipeline, str]:
-        path = find_model(self.path)
-        named, latest = read_metadata(path)["step"], latest_step(path)
+        found = find_directory(self.path)
+        named, latest = found.metadata.get("step", 1), latest_step(found.path)
         step = None if latest == named else latest
-        pipeline = load_pipeline(path, batch_size=self.batch_size, dtype=self.dtype, step=step)
+        pipeline = load_pipeline(found.path, batch_size=self.batch_size, dtype=self.dtype, step=step)
         return pipeline, str(named if step is None else step)
 
 

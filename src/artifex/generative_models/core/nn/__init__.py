@@ -11,7 +11,7 @@ from artifex.generative_models.core.nn.embeddings import (
 from artifex.generative_models.core.nn.feedforward import FeedForward
 from artifex.generative_models.core.nn.levels import DownBlock, MidBlock, UpBlock
 from artifex.generative_models.core.nn.norms import GroupNorm, LayerNorm, layer_norm
-from artifex.generative_models.core.nn.resnets import Downsample, ResnetBlock, Upsample, conv3x3
+from artifex.generative_models.core.nn.resnets import Downsample, ResnetBlock, Upsample, conv3x3, doubled
 from artifex.generative_models.core.nn.subpixel import SubpixelConv, subpixel_convs
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Upsample",
     "attend_to_pixels",
     "conv3x3",
+    "doubled",
     "layer_norm",
     "position_sinusoids",
     "subpixel_convs",

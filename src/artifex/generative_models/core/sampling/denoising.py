@@ -69,6 +69,7 @@ class Denoising:
         sampler: The sampler where nobody says which; None is the schedule's own.
         num_labels: Classes that samples may have; 0 where the model knows none.
         guidance_scale: Guidance where nobody says how much.
+        knows_none: The label after the last stands for no class, without which there is no guidance.
     """
 
     scheduler: str
@@ -76,6 +77,7 @@ class Denoising:
     sampler: str | None = None
     num_labels: int = 0
     guidance_scale: float = 1.0
+    knows_none: bool = True
 
     @classmethod
     def of(cls, scheduler: Mapping[str, Any], **others: Any) -> Self:
@@ -110,8 +112,8 @@ class Denoising:
             found["eta"] = Field(
                 float, None, minimum=0, maximum=1, doc="Share of DDPM's noise that DDIM adds."
             )
-        if self.num_labels:
-            found |= label_fields(self.num_labels)
+        found |= label_fields(self.num_labels, self.knows_none)
+        if self.is_guided:
             found["guidance_scale"] = Field(
                 float,
                 self.guidance_scale,
@@ -122,6 +124,11 @@ class Denoising:
         return found
 
     @property
+    def is_guided(self) -> bool:
+        """Whether samples can be pushed towards their class."""
+        return self.num_labels > 0 and self.knows_none
+
+    @property
     def table_options(self) -> dict[str, Option]:
         """`TABLE_OPTIONS` with the room by default that is needed where nobody says anything."""
         return usual_options(self)
@@ -129,7 +136,7 @@ class Denoising:
     @property
     def provides(self) -> tuple[str, ...]:
         """The table and what belongs to it, the label, and what guidance takes."""
-        guidance = GUIDANCE_INPUTS if self.num_labels else ()
+        guidance = GUIDANCE_INPUTS if self.is_guided else ()
         return (*TABLE_INPUTS, *TABLE_OPTIONS, *label_inputs(self.num_labels), *guidance)
 
     def options(self, said: Mapping[str, Any]) -> dict[str, Hashable]:
@@ -139,7 +146,7 @@ class Denoising:
             InputError: A sampler does not fit the steps or has no such parameter, or guidance stops before it
                 starts.
         """
-        if self.num_labels:
+        if self.is_guided:
             start, stop = np.broadcast_arrays(said["guidance_start"], said["guidance_stop"])
             for first, last in zip(start[start > stop], stop[start > stop], strict=True):
                 raise InputError(
@@ -151,7 +158,7 @@ class Denoising:
         """The tables, and the labels, of so many rows."""
         tables, which = self._tables(said, num_rows)
         found = packed_tables(tables, which, options["max_steps"])
-        if self.num_labels:
+        if self.is_guided:
             steps = np.arange(options["max_steps"], dtype=np.float32)
             middle = (steps + np.float32(0.5)) / found["num_steps"][:, None]
             start, stop, scale, rescale = (

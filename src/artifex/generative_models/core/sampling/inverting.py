@@ -39,12 +39,14 @@ class Inverting:
         num_steps: Steps each way where nobody says how many.
         num_labels: Classes that samples may have; 0 where the model knows none.
         returns: Whether it goes back, to a sample between two others.
+        knows_none: The label after the last stands for no class.
     """
 
     scheduler: str
     num_steps: int = 50
     num_labels: int = 0
     returns: bool = False
+    knows_none: bool = True
 
     @functools.cached_property
     def fields(self) -> Mapping[str, Field]:
@@ -53,7 +55,7 @@ class Inverting:
         found = {"num_steps": steps_field(json.loads(self.scheduler), self.num_steps, most)}
         if self.returns:
             found["weight"] = Field(float, 0.5, minimum=0, maximum=1, doc="How far from x to y.")
-        return found | label_fields(self.num_labels)
+        return found | label_fields(self.num_labels, self.knows_none)
 
     @property
     def table_options(self) -> dict[str, Option]:

@@ -16,15 +16,17 @@ class Labelled:
     """The one field of an endpoint that is told the class.
 
     Args:
-        num_labels: Classes that there are; the number after the last stands for none of them.
+        num_labels: Classes that there are.
+        knows_none: The number after the last stands for none of them.
     """
 
     num_labels: int
+    knows_none: bool = True
 
     @property
     def fields(self) -> Mapping[str, Field]:
         """What may be said."""
-        return label_fields(self.num_labels)
+        return label_fields(self.num_labels, self.knows_none)
 
     @property
     def provides(self) -> tuple[str, ...]:
@@ -40,11 +42,12 @@ class Labelled:
         return label_rows(said, self.num_labels, num_rows)
 
 
-def label_fields(num_labels: int) -> dict[str, Field]:
-    """The field `label`, where there are classes."""
+def label_fields(num_labels: int, knows_none: bool) -> dict[str, Field]:
+    """The field `label`, where there are classes; it need be said only where none of them is one too."""
     if not num_labels:
         return {}
-    return {"label": Field(int, None, minimum=0, maximum=num_labels - 1, doc="The class; any if not said.")}
+    default, doc = (None, "The class; any if not said.") if knows_none else (0, "The class.")
+    return {"label": Field(int, default, minimum=0, maximum=num_labels - 1, doc=doc)}
 
 
 def label_inputs(num_labels: int) -> tuple[str, ...]:

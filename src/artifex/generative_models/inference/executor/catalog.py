@@ -44,16 +44,19 @@ class Catalog:
             name: tuple(n for n, spec in endpoint.inputs.items() if spec.image_range is not None)
             for name, endpoint in self.endpoints.items()
         }
+        self._sized = {name for name, endpoint in self.endpoints.items() if endpoint.is_sized}
 
     def find(
         self, endpoint: str, options: Mapping[str, Hashable], inputs: Mapping[str, Any] | None = None
     ) -> Program:
-        """The program for what a caller gives; of the inputs, pictures may be uint8.
+        """The program for what a caller gives; of the inputs, pictures may be uint8, and shapes say sizes.
 
         Raises:
             InputError: An unknown endpoint or option.
             InputTypeError: An option that is not hashable.
         """
+        if inputs and endpoint in self._sized:
+            options = {**self.endpoints[endpoint].sized(inputs), **options}
         pictures = self._pictures.get(endpoint)
         if pictures and inputs:
             uint8 = tuple([n for n in pictures if getattr(inputs.get(n), "dtype", None) == _UINT8])

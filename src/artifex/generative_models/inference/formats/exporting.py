@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import shutil
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from os import PathLike
@@ -14,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifex import __version__
 from artifex.generative_models.core.config import model_type_of, write_json
-from artifex.generative_models.core.directories import local_path
+from artifex.generative_models.core.directories import local_path, replacing
 from artifex.generative_models.core.endpoint import ExportableModel
 from artifex.generative_models.core.errors import ExportError, InputTypeError
 from artifex.generative_models.inference.executor.program import MANY_CAPTURED
@@ -24,9 +21,6 @@ from artifex.generative_models.inference.formats.loading import check_image_rang
 if TYPE_CHECKING:
     from flax import nnx
 
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
-
 
 def export_model(
     model: nnx.Module,
@@ -35,7 +29,7 @@ def export_model(
     step: int,
     training_steps: int | None = None,
     final_loss: float | None = None,
-    image_range: Sequence[float] = (0.0, 1.0),
+    image_range: Sequence[float] | None = (0.0, 1.0),
     **metadata: Any,
 ) -> Path:
     """Writes a model as an export directory: `config.json`, `metadata.json`, `checkpoints/`.
@@ -49,7 +43,8 @@ def export_model(
         step: Name of the checkpoint, from 0.
         training_steps: How many steps the model was trained for, where that is known.
         final_loss: Loss at the end of training, where that is known; finite.
-        image_range: Range of the model's pixel values, (0, 1) or (-1, 1).
+        image_range: Range of the model's pixel values, (0, 1) or (-1, 1); None for a model that makes
+            something else than pictures.
         **metadata: More facts for `metadata.json`: dataset, licence, measured quality.
 
     Returns:
@@ -81,18 +76,14 @@ def export_model(
         "model_type": model_type_of(model),
         "step": step,
         **{name: value for name, value in known.items() if value is not None},
-        "image_range": list(check_image_range(image_range)),
+        "image_range": check_image_range(image_range),
         **metadata,
         "versions": {
             "artifex": __version__,
             **{name: version(name) for name in ("jax", "flax", "orbax-checkpoint")},
         },
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    with replacing(target) as temporary:
         write_json(temporary / "config.json", model.config)
         write_json(temporary / "metadata.json", facts)
         manager, _ = setup_checkpoint_manager(temporary / "checkpoints")
@@ -100,9 +91,6 @@ def export_model(
             save_checkpoint(manager, model, step)
         for marker in temporary.rglob("commit_success.txt"):
             marker.write_text("")  # Orbax writes this machine's path into it; an export is to be shared
-        _put_in_place(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -115,22 +103,3 @@ def _refuse_captured_weights(model: ExportableModel) -> None:
                 f"{name}: its function has closed over {captured / 1e6:.1f} MB of arrays that are no part of "
                 "the model, so an export would lack them; keep them in attributes of the model"
             )
-
-
-def _put_in_place(temporary: Path, target: Path) -> None:
-    """Gives `temporary` the name `target`; what was there takes the temporary name."""
-    if not target.exists():
-        temporary.rename(target)
-    elif not _exchange(temporary, target):
-        previous = target.with_name(f".{target.name}.{os.getpid()}.previous")
-        target.rename(previous)
-        temporary.rename(target)
-        shutil.rmtree(previous)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swaps two directories in one step; False where the system cannot."""
-    if sys.platform != "linux":
-        return False
-    renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    return renameat2(_AT_FDCWD, bytes(a), _AT_FDCWD, bytes(b), _RENAME_EXCHANGE) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from functools import partial
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -14,8 +15,10 @@ import jax
 
 from artifex.generative_models.core.config import abstract_model, read_json
 from artifex.generative_models.core.directories import foreign_weights, local_path
-from artifex.generative_models.core.errors import ConfigError
+from artifex.generative_models.core.errors import ConfigError, InputError
 from artifex.generative_models.core.sharding import WeightLayout
+from artifex.generative_models.inference.formats.diffusers import described, find_diffusers, is_diffusers
+from artifex.generative_models.inference.formats.found import Found
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -25,7 +28,7 @@ _log = logging.getLogger("artifex")
 _METADATA_TYPES: dict[str, tuple[type, ...]] = {
     "model_type": (str,),
     "step": (int,),
-    "image_range": (list,),
+    "image_range": (list, type(None)),
 }
 _OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
     "training_steps": (int,),
@@ -88,35 +91,61 @@ def load_exported_model(
     step: int | None = None,
     dtype: DTypeLike | None = None,
     sharding: jax.sharding.Sharding | WeightLayout | None = None,
+    variant: str | None = None,
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Restores a model from an export directory.
+    """Restores a model from an export directory, or from a directory of diffusers.
 
     Args:
-        export_dir: What `export_model` wrote, or the name of a bundled model.
-        step: Training step; `None` takes the one the export names.
-        dtype: Casts floating-point weights; `None` is the `compute_dtype` that the export names, which one
-            that is stored in fewer bits than it computes in has, or else the dtype that they have.
+        export_dir: What `export_model` wrote, the name of a bundled model, or a model or pipeline that
+            diffusers wrote.
+        step: Training step of an export; `None` takes the one that it names.
+        dtype: Casts floating-point weights; `None` is the `compute_dtype` that the metadata names, which a
+            model that is stored in fewer bits than it computes in has, or else the dtype that they have.
         sharding: Where the weights go, all or each; `None` is the default device.
+        variant: Of the weights of diffusers, such as "fp16"; `None` is the one without a name, or the only
+            one.
 
     Returns:
         The model, its config and its metadata.
 
     Raises:
-        ConfigError: `config.json` or `metadata.json` is missing or unusable.
-        CheckpointError: The checkpoint is missing, damaged, or does not fit the config.
+        ConfigError: What describes the model is missing or unusable, or there is no such family.
+        CheckpointError: The weights are missing, damaged, or do not fit the config.
+        InputError: A step where there are none, or a variant of an export.
     """
-    path = find_model(export_dir)
+    found = find_directory(export_dir, step=step, variant=variant)
+    return found.load(dtype, sharding), dict(found.config), dict(found.metadata)
+
+
+def find_directory(
+    name_or_dir: str | PathLike[str], *, step: int | None = None, variant: str | None = None
+) -> Found:
+    """The model in a directory of any format, before its weights are read.
+
+    Arguments and errors are those of `load_exported_model`.
+    """
+    path = find_model(name_or_dir)
+    if not (path / "metadata.json").is_file() and is_diffusers(path):
+        if step is not None:
+            raise InputError(f"step: {path} is a directory of diffusers, which has no training steps")
+        return find_diffusers(path, variant)
+    if variant is not None:
+        raise InputError(f"variant: expected none of an export, got {variant!r}")
     metadata = read_metadata(path)
-    config = read_json(path / "config.json")
-    model = load_model_for_inference(
+    config, model_type = read_json(path / "config.json"), metadata["model_type"]
+    restore = partial(
+        load_model_for_inference,
         path / "checkpoints",
         config,
-        model_type=metadata["model_type"],
+        model_type=model_type,
         step=metadata["step"] if step is None else step,
-        dtype=metadata.get("compute_dtype") if dtype is None else dtype,
-        sharding=sharding,
     )
-    return model, config, metadata
+    return Found(path, model_type, config, metadata, restore)
+
+
+def foreign_parts(path: Path) -> dict[str, Any] | None:
+    """What a directory of another format is, as `described` says; None where it is an export."""
+    return described(path) if not (path / "metadata.json").is_file() and is_diffusers(path) else None
 
 
 def latest_step(export_dir: Path) -> int | None:
@@ -141,10 +170,11 @@ def read_metadata(export_dir: Path) -> dict[str, Any]:
     metadata = read_json(path)
     given = {name: types for name, types in _OPTIONAL_TYPES.items() if metadata.get(name) is not None}
     for name, types in (_METADATA_TYPES | given).items():
-        value = metadata.get(name)
+        value = metadata.get(name, ...)
         if not isinstance(value, types) or isinstance(value, bool):
-            wanted = " or ".join(t.__name__ for t in types)
-            raise ConfigError(f"{path}: {name}: expected {wanted}, got {value!r}")
+            wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
+            got = "nothing" if value is ... else repr(value)
+            raise ConfigError(f"{path}: {name}: expected {wanted}, got {got}")
     if (dtype := metadata.get("compute_dtype")) not in (None, *_COMPUTE_DTYPES):
         raise ConfigError(
             f"{path}: compute_dtype: expected one of {', '.join(_COMPUTE_DTYPES)}, got {dtype!r}"
@@ -153,12 +183,14 @@ def read_metadata(export_dir: Path) -> dict[str, Any]:
     return metadata
 
 
-def check_image_range(image_range: Any) -> tuple[float, float]:
-    """Checks a model's range of pixel values.
+def check_image_range(image_range: Any) -> tuple[float, float] | None:
+    """Checks a model's range of pixel values; None is for one that makes something else than pictures.
 
     Raises:
         ConfigError: It is not two finite numbers, the smaller first.
     """
+    if image_range is None:
+        return None
     numbers = isinstance(image_range, list | tuple) and len(image_range) == 2
     if not numbers or not all(type(value) in (int, float) for value in image_range):
         raise ConfigError(f"image_range: expected [low, high], got {image_range!r}")
@@ -174,7 +206,7 @@ def bundled_models() -> list[str]:
 
 
 def find_model(name_or_dir: str | PathLike[str]) -> Path:
-    """Directory of a bundled model or of an export.
+    """Directory of a bundled model, of an export or of another format.
 
     Raises:
         ConfigError: There is neither; lists the bundled models.

@@ -76,9 +76,16 @@ class Snapshot:
         export_dir: The export.
         dtype: Dtype of the computation, as for `Executor`.
         step: Training step; None is the one that the export names.
+        variant: Of the weights of diffusers.
     """
 
-    def __init__(self, export_dir: Path, dtype: DTypeLike | None = None, step: int | None = None):
+    def __init__(
+        self,
+        export_dir: Path,
+        dtype: DTypeLike | None = None,
+        step: int | None = None,
+        variant: str | None = None,
+    ):
         self._dir = real_path(export_dir)
         self.device = DeviceManager().default_device
         self._stats = fingerprint.stats_under(self._dir)
@@ -86,6 +93,7 @@ class Snapshot:
             str(self._dir),
             None if dtype is None else str(jnp.dtype(dtype)),
             step,
+            variant,
             fingerprint.environment(self.device),
         ]
         self._name = f"starts/{digest_of(json.dumps(depends_on).encode())}"
