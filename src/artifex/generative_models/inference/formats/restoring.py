@@ -165,4 +165,5 @@ def _is_finite(values: NDArray[Any]) -> bool:
         return all(part.max(initial=0) < exponent for part in parts)
     if values.dtype.kind != "f":  # of 8 bits
         return bool(np.isfinite(flat.astype(np.float32)).all())
-    return bool(np.isfinite(np.dot(flat, flat))) or bool(np.isfinite(flat).all())
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.dot(flat, flat))) or bool(np.isfinite(flat).all())
