@@ -47,9 +47,15 @@ class Catalog:
         self._sized = {name for name, endpoint in self.endpoints.items() if endpoint.is_sized}
 
     def find(
-        self, endpoint: str, options: Mapping[str, Hashable], inputs: Mapping[str, Any] | None = None
+        self,
+        endpoint: str,
+        options: Mapping[str, Hashable],
+        inputs: Mapping[str, Any] | None = None,
+        num_rows: int | None = None,
     ) -> Program:
         """The program for what a caller gives; of the inputs, pictures may be uint8, and shapes say sizes.
+
+        Where no inputs tell how many rows there are, `num_rows` does, if that is known.
 
         Raises:
             InputError: An unknown endpoint or option.
@@ -60,8 +66,8 @@ class Catalog:
         pictures = self._pictures.get(endpoint)
         if pictures and inputs:
             uint8 = tuple([n for n in pictures if getattr(inputs.get(n), "dtype", None) == _UINT8])
-            return self._program(endpoint, options, uint8)
-        return self._program(endpoint, options, ())
+            return self._program(endpoint, options, uint8, _num_rows(inputs) or num_rows)
+        return self._program(endpoint, options, (), _num_rows(inputs) or num_rows)
 
     def forms(self, endpoint: str, options: Mapping[str, Hashable]) -> list[Program]:
         """An endpoint for pictures in the model's dtype and, where it takes them, for uint8 ones.
@@ -111,9 +117,15 @@ class Catalog:
         if self._kept is not None and other._kept is not None:
             self._kept.take_over(other._kept)
 
-    def _program(self, endpoint: str, options: Mapping[str, Hashable], uint8: tuple[str, ...]) -> Program:
+    def _program(
+        self,
+        endpoint: str,
+        options: Mapping[str, Hashable],
+        uint8: tuple[str, ...],
+        num_rows: int | None = None,
+    ) -> Program:
         identity: _Identity = (endpoint, self._changed(endpoint, options) if options else (), uint8)
-        return self._programs.get(identity) or self._new(identity)
+        return self._programs.get(identity) or self._new(identity, num_rows)
 
     def _changed(self, endpoint: str, options: Mapping[str, Hashable]) -> tuple[tuple[str, Hashable], ...]:
         known = self.endpoints[endpoint].options if endpoint in self.endpoints else {}
@@ -127,7 +139,7 @@ class Catalog:
             known[name].check(endpoint, name, value)
         return changed_options(known, options)
 
-    def _new(self, identity: _Identity) -> Program:
+    def _new(self, identity: _Identity, num_rows: int | None) -> Program:
         name, options, uint8 = identity
         endpoint = self.endpoints.get(name)
         if endpoint is None:
@@ -146,5 +158,12 @@ class Catalog:
                     settings=settings,
                     numerics=self._numerics,
                     kept=kept,
+                    num_rows=num_rows,
                 )
             return self._programs[identity]
+
+
+def _num_rows(inputs: Mapping[str, Any] | None) -> int | None:
+    """How many rows inputs have, as the first says that is no number for all of them."""
+    shapes = (getattr(value, "shape", ()) for value in (inputs or {}).values())
+    return next((shape[0] for shape in shapes if shape), None)

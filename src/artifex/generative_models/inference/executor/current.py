@@ -74,7 +74,7 @@ class Current:
         """Checks a call that is to run later; `recheck` sees, for a batch, whether parts were replaced."""
 
         def checked_by(catalog: Catalog) -> Job:
-            program = catalog.find(endpoint, options, inputs)
+            program = catalog.find(endpoint, options, inputs, num_rows)
             return checked(program, catalog.weights, inputs, num_rows, **given)
 
         before = self.opened

@@ -160,7 +160,7 @@ class Executor:
                 results = [without_rows(catalog.find(endpoint, options), catalog.weights).allocate()]
             return {name: self.place(value) for name, value in results[0].items()}
         catalog = self._catalog
-        program = catalog.find(endpoint, options, inputs)
+        program = catalog.find(endpoint, options, inputs, num_rows)
         job = checked(program, catalog.weights, inputs, num_rows, key=key, keys=keys).take_weights()
         if job.num_rows in program.batch_sizes and program.rows_of_a_piece(job.num_rows) >= job.num_rows:
             try:
@@ -229,7 +229,7 @@ class Executor:
         if self._place.spans_processes:
             raise InputError("a mesh of several processes runs whole jobs; look at samples in one process")
         catalog = self._catalog
-        program = catalog.find(endpoint, options, inputs)
+        program = catalog.find(endpoint, options, inputs, num_rows)
         job = checked(program, catalog.weights, inputs, num_rows, key=key, keys=keys).take_weights()
         if job.num_rows > program.max_batch_size:
             raise InputError(
@@ -541,7 +541,7 @@ class Executor:
         def jobs() -> Iterator[Job]:
             row = first_row or 0
             for inputs, num_rows in chunks:
-                program = catalog.find(endpoint, options, inputs)
+                program = catalog.find(endpoint, options, inputs, num_rows)
                 job = checked(program, catalog.weights, inputs, num_rows, key=key, keys=keys, first_row=row)
                 job.weights = weights_of(program)
                 row += job.num_rows

@@ -56,6 +56,8 @@ class Program:
         settings: How to compile some of them.
         numerics: JAX's settings to trace with.
         kept: What earlier processes found out.
+        num_rows: Rows that it will be run with first, where that is known: what tracing for them gives is
+            then compiled too.
 
     Raises:
         InputError: An output has no batch axis.
@@ -74,6 +76,7 @@ class Program:
         settings: Mapping[int, Setting],
         numerics: Mapping[str, Any],
         kept: KeptProgram | None,
+        num_rows: int | None = None,
     ):
         self.name = name
         self.options = {**endpoint.defaults, **options}
@@ -96,10 +99,11 @@ class Program:
         self.weights = tuple(weights.all)  # those that the endpoint reads, once it is traced
         self.needs_keys = True
         self._kept = kept
+        self._traced: tuple[int, Any, Any] | None = None  # rows, program and structure of its outputs
         trace = None if kept is None else kept.trace()
         if trace is None:
             with using(numerics):
-                trace = self._trace(weights)
+                trace = self._trace(weights, self._likely_size(num_rows))
             if kept is not None:
                 kept.keep_trace(trace)
         self.weights, self.needs_keys = trace.weights, trace.needs_keys
@@ -188,7 +192,7 @@ class Program:
         num_rows = size * self.place.num_parts
         rows = self._row_avals(num_rows)
         shardings = (*[leaf.sharding for leaf in placed], *[self.place.rows] * len(rows))
-        function = self._function(weights, num_rows)
+        function = self._retraced(weights, num_rows) or self._function(weights, num_rows)
         jitted = jax.jit(function, in_shardings=shardings, out_shardings=self.place.rows)
         return self._kept_compiled(str(size), size, lambda: jitted.lower(*placed, *rows))
 
@@ -270,6 +274,34 @@ class Program:
 
         return run
 
+    def _retraced(self, weights: Weights, num_rows: int) -> Callable[..., dict[str, Any]] | None:
+        """The endpoint as `_function` gives it, of what was traced; None where that was for other rows."""
+        if self._traced is None or self._traced[0] != num_rows:
+            return None
+        _, closed, structure = self._traced
+        self._traced = None  # which is not needed again
+        from jax.extend.core import jaxpr_as_fun  # which imports Pallas, as tracing did
+
+        run = jaxpr_as_fun(closed)
+        others = [i for i in weights.all if i not in self.weights]
+        unread = dict(zip(others, map(_stand_in, weights.placed(others)), strict=True))
+
+        def function(*arguments: Any) -> dict[str, Any]:
+            given = iter(arguments)
+            leaves = unread | dict(zip(self.weights, given, strict=False))
+            keys = [] if self.needs_keys else [jnp.zeros((num_rows, KEY_WORDS + 2), np.uint32)]
+            outputs = run(*[leaves[i] for i in weights.all], *keys, *given)
+            return jax.tree.unflatten(structure, outputs)
+
+        return function
+
+    def _likely_size(self, num_rows: int | None) -> int:
+        """Rows of the batches that so many run in, or of the largest; one would hide a missing batch axis."""
+        rows = self.max_batch_size
+        if isinstance(num_rows, int) and num_rows > 0:
+            rows = min(num_rows, self.rows_of_a_piece(num_rows))
+        return max(self.batch_size_for(rows) * self.place.num_parts, 2)
+
     def _prepared(self, name: str, value: Any) -> Any:
         """An input as the endpoint takes it: in the model's range, in the dtype of the computation.
 
@@ -298,11 +330,11 @@ class Program:
             avals.insert(0, jax.ShapeDtypeStruct((size, KEY_WORDS + 2), np.uint32))
         return avals
 
-    def _trace(self, weights: Weights) -> Trace:
+    def _trace(self, weights: Weights, size: int) -> Trace:
         """Finds out which weights the endpoint reads, whether it reads its keys, and what it returns."""
-        size = 2
         avals = [*weights.avals(), *self._row_avals(size)]
         closed, shapes = jax.make_jaxpr(self._function(weights, size), return_shape=True)(*avals)
+        self._traced = size, closed, jax.tree.structure(shapes)
         shapes.pop(FINITE, None)
         captured = sum(
             constant.nbytes
