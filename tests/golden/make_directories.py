@@ -151,7 +151,7 @@ def fed(module: Any, start: torch.Tensor, noise: torch.Tensor) -> Iterator[None]
         return next(steps).expand(*shape)
 
     with (
-        mock.patch.object(module, "randn_tensor", lambda shape, **_: start),
+        mock.patch.object(module, "randn_tensor", return_value=start),
         mock.patch.object(scheduling_ddpm, "randn_tensor", of_step),
     ):
         yield

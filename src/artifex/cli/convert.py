@@ -45,12 +45,12 @@ def convert(
     from artifex.generative_models.inference.formats.diffusers_export import export_diffusers
 
     if Path(source).suffix == ".safetensors" or source.endswith(".safetensors.index.json"):
-        refused: dict[str, Any] = {"--variant": variant}
+        _refuse(source, {"--variant": variant})
         model, metadata = _from_file(Path(source), family, config, scheduler, key_map)
     else:
-        refused = {"--family": family, "--config": config, "--scheduler": scheduler, "--map": key_map}
+        settings = {"--family": family, "--config": config, "--scheduler": scheduler, "--map": key_map}
+        _refuse(source, settings)
         model, metadata = _from_directory(source, variant)
-    _refuse(source, refused)
     if image_range is not None:
         metadata["image_range"] = image_range
     if directory_format is DirectoryFormat.diffusers:

@@ -23,18 +23,29 @@ def decode(
     as_json: AsJson = False,
 ) -> None:
     """Decode latents to pictures."""
-    from artifex.cli.run import Job, open_pipeline, picture_shape, report, run
+    from artifex.cli.run import (
+        Job,
+        input_shape,
+        open_pipeline,
+        picture_dtype,
+        picture_shape,
+        report,
+        run,
+        sizes_of,
+    )
     from artifex.generative_models.inference.offline.sources import open_array
 
     pipeline = open_pipeline(model, batches)
-    inputs, _ = pipeline.executor.spec("decode")
-    rows = open_array(latents, inputs["z"].shape)
-    shape = (len(rows), *picture_shape(pipeline, "decode"))
+    rows = open_array(latents, input_shape(pipeline, "decode", "z"))
+    options = sizes_of(pipeline, "decode", "z", rows.array.shape[1:])
+    shape = (len(rows), *picture_shape(pipeline, "decode", **options))
     job = Job(
         "decode",
         shape,
         lambda wanted: pipeline.decode_chunks(rows.rows(wanted.start, wanted.stop)),
         {"latents": rows.identity()},
+        dtype=picture_dtype(pipeline, "decode"),
+        options=options,
     )
     facts = run(pipeline, job, output, batches, scale=picture_scale)
     report({**facts, "model": model}, "picture", as_json)

@@ -17,26 +17,39 @@ def encode(
     as_json: AsJson = False,
 ) -> None:
     """Encode pictures to the means of their posteriors."""
+    from artifex.cli.by_size import check_sizes, run_by_size
     from artifex.cli.multiprocess import join, run_job
     from artifex.cli.on_ray import on_actors
-    from artifex.cli.run import Job, open_pipeline, report, say_left_out
+    from artifex.cli.outputs import suffix_of
+    from artifex.cli.run import Job, input_shape, open_pipeline, report, say_left_out, sizes_of
     from artifex.generative_models.core.errors import InputError
     from artifex.generative_models.core.processes import together
-    from artifex.generative_models.inference.offline.sources import open_pictures
+    from artifex.generative_models.inference.offline.sources import open_by_size
 
     if on_ray := on_actors("encode_dataset", model, scale):
         facts = on_ray(images, output, resize=resize, column=column)
         say_left_out(facts.pop("left_out", ""))
         report({**facts, "model": model}, "latent", as_json)
         return
-    if not output.lower().endswith(".npy"):
+    if suffix_of(output) not in (".npy", ""):
         raise InputError(f"{output}: latents go to a .npy array; give a name that ends so")
     join(scale, model, output)
     pipeline = open_pipeline(model, scale)
-    inputs, outputs = pipeline.executor.spec("encode")
-    pictures = together(lambda: open_pictures(images, inputs["x"].shape, resize=resize, column=column))
+    taken = input_shape(pipeline, "encode", "x")
+    if resize or (None not in taken):
+        taken = pipeline.executor.spec("encode")[0]["x"].shape
+    groups = together(lambda: open_by_size(images, taken, resize=resize, column=column))
+    check_sizes(pipeline, "encode", groups)
+    pictures = groups[0].pictures
     say_left_out(getattr(pictures, "left_out", ""))
-    latent = outputs["mean"]
+    if len(groups) > 1 and scale.coordinator is None:
+        facts = run_by_size(pipeline, "encode", groups, pipeline.encode_chunks, output, scale)
+        report({**facts, "model": model}, "latent", as_json)
+        return
+    if len(groups) > 1 or not output.lower().endswith(".npy"):
+        raise InputError(f"{output}: latents go to a .npy array; give a name that ends so")
+    options = sizes_of(pipeline, "encode", "x", groups[0].shape)
+    latent = pipeline.executor.spec("encode", **options)[1]["mean"]
     job = Job(
         "encode",
         (len(pictures), *latent.shape),
@@ -44,6 +57,7 @@ def encode(
         {"images": pictures.identity()},
         dtype=latent.dtype,
         image_dtype=pictures.dtype,
+        options=options,
     )
     facts = run_job(pipeline, job, output, scale)
     report({**facts, "model": model}, "latent", as_json)

@@ -49,7 +49,7 @@ def _of_pipeline(pipeline: InferencePipeline) -> dict[str, Any]:
         "model_type": pipeline.metadata.get("model_type"),
         "parameters": pipeline.executor.num_parameters,
         "config": pipeline.config,
-        "metadata": {name: value for name, value in pipeline.metadata.items() if name != "model_type"},
+        "training": {name: value for name, value in pipeline.metadata.items() if name != "model_type"},
         "endpoints": {name: _endpoint(pipeline.executor, name) for name in pipeline.executor.endpoints},
     }
 
@@ -119,7 +119,7 @@ def _show(facts: dict[str, Any]) -> None:
         _table(("Endpoint", "Takes", "Gives"), _endpoint_rows(facts.get("endpoints", {}))),
         _table(("Field", "Type", "Default", ""), _field_rows(facts.get("endpoints", {}))),
         _table(("Config", ""), _fact_rows(facts.get("config", {}))),
-        _table(("Metadata", ""), _fact_rows(facts.get("metadata", {}))),
+        _table(("Metadata", ""), _fact_rows(facts.get("training", {}))),
         _table(("Device", "Kind", "Memory"), map(_device_row, facts["devices"])),
     ]
     for table in tables:

@@ -26,7 +26,7 @@ def interpolate(
     """Walk from one picture to another, between their latents."""
     import numpy as np
 
-    from artifex.cli.run import Job, open_pipeline, report, run
+    from artifex.cli.run import Job, input_shape, open_pipeline, report, run
     from artifex.generative_models.inference.offline.sources import open_picture
 
     batches = Batches(steps, devices, dtype)
@@ -34,13 +34,15 @@ def interpolate(
     takes_pictures, gives_pictures = "encode", "decode"
     if "interpolate" in pipeline.executor.endpoints:
         takes_pictures = gives_pictures = "interpolate"
-    inputs, _ = pipeline.executor.spec(takes_pictures)
-    shape = inputs["x"].shape
-    ends = [open_picture(address, shape, resize=resize) for address in (start, end)]
+    taken = input_shape(pipeline, takes_pictures, "x")
+    if resize:
+        taken = pipeline.executor.spec(takes_pictures)[0]["x"].shape
+    first = open_picture(start, taken, resize=resize)
+    ends = [first, open_picture(end, first.shape, resize=resize)]
     first, last = (pipeline.preprocess_fn(picture) for picture in ends)
     job = Job(
         gives_pictures,
-        (steps, *shape),
+        (steps, *ends[0].shape),
         lambda _: iter([np.asarray(pipeline.interpolate(first, last, steps))]),
         {"command": "interpolate"},
     )

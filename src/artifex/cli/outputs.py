@@ -1,4 +1,4 @@
-"""Where pictures go: one PNG grid, a folder of PNGs, or a `.npy` array."""
+"""Where rows go: one PNG grid, a folder with a file for each, or a `.npy` array."""
 
 from __future__ import annotations
 
@@ -66,39 +66,44 @@ class PngGrid(AbstractContextManager["PngGrid"]):
             self._partial.unlink(missing_ok=True)
 
 
-class PngFolder(AbstractContextManager["PngFolder"]):
-    """A folder with a PNG for each picture: `000000.png`, `000001.png`, ….
+class FileFolder(AbstractContextManager["FileFolder"]):
+    """A folder with a file for each row: `000000.png`, `000001.png`, …; `.npy` where rows are no uint8.
 
     Args:
         path: The folder, empty or not there yet.
-        shape: Shape (N, H, W, C) of the pictures.
+        numbers: The number of each row, in the order in which they are written.
 
     Raises:
         OutputError: There is something in the folder.
         OSError: The folder cannot be made.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...]):
+    def __init__(self, path: Path, numbers: Sequence[int]):
         self.path = path
-        self.num_rows = shape[0]
+        self.num_rows = len(numbers)
         self.rows_done = 0
+        self._numbers = numbers
         self._digits = max(6, len(str(self.num_rows - 1)))
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
             raise OutputError(f"{path} is not empty; remove what is there or choose another folder")
 
-    def write(self, rows: NDArray[np.uint8]) -> None:
-        """Writes pictures [chunk, H, W, C] to the next files."""
-        for picture in rows:
-            save_png(self.path / f"{self.rows_done:0{self._digits}}.png", picture)
+    def write(self, rows: NDArray[Any]) -> None:
+        """Writes rows [chunk, ...] to the next files."""
+        for row in rows:
+            name = f"{self._numbers[self.rows_done]:0{self._digits}}"
+            if row.dtype == np.uint8:
+                save_png(self.path / f"{name}.png", row)
+            else:
+                np.save(self.path / f"{name}.npy", row)
             self.rows_done += 1
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
-            error.add_note(f"{self.rows_done:,} of {self.num_rows:,} pictures are in {self.path}")
+            error.add_note(f"{self.rows_done:,} of {self.num_rows:,} rows are in {self.path}")
 
 
-Output = NpyWriter | PngGrid | PngFolder  # takes rows in order; leaving its block makes the result appear
+Output = NpyWriter | PngGrid | FileFolder  # takes rows in order; leaving its block makes the result appear
 
 
 def open_output(
@@ -141,7 +146,7 @@ def open_output(
         raise InputError(f"{name}: pictures of {shape[-1]} channels cannot be PNGs; write a .npy array")
     if suffix == ".png":
         return PngGrid(path, shape, columns, scale, labels)
-    return PngFolder(path, shape)
+    return FileFolder(path, range(shape[0]))
 
 
 def suffix_of(name: str) -> str:

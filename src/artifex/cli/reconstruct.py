@@ -39,15 +39,31 @@ def reconstruct(
     """
     import numpy as np
 
+    from artifex.cli.by_size import check_sizes, run_by_size
     from artifex.cli.outputs import suffix_of
-    from artifex.cli.run import Job, open_pipeline, picture_shape, report, run, say_left_out
+    from artifex.cli.run import (
+        Job,
+        input_shape,
+        open_pipeline,
+        picture_shape,
+        report,
+        run,
+        say_left_out,
+        sizes_of,
+    )
     from artifex.generative_models.inference.offline.chunks import row_chunks
-    from artifex.generative_models.inference.offline.sources import open_pictures
+    from artifex.generative_models.inference.offline.sources import open_by_size
 
     pipeline = open_pipeline(model, batches)
-    height, width, channels = picture_shape(pipeline, "reconstruct")
-    pictures = open_pictures(images, (height, width, channels), resize=resize, column=column)
+    taken = picture_shape(pipeline, "reconstruct") if resize else input_shape(pipeline, "reconstruct", "x")
+    groups = open_by_size(images, taken, resize=resize, column=column)
+    check_sizes(pipeline, "reconstruct", groups)
+    pictures, (height, width, channels) = groups[0].pictures, groups[0].shape
     say_left_out(getattr(pictures, "left_out", ""))
+    if len(groups) > 1:
+        facts = run_by_size(pipeline, "reconstruct", groups, pipeline.reconstruct_chunks, output, batches)
+        report({**facts, "model": model}, "reconstruction", as_json)
+        return
     in_pairs = suffix_of(output) == ".png"
     shape = (len(pictures), 2 * height if in_pairs else height, width, channels)
 
@@ -63,6 +79,7 @@ def reconstruct(
 
     labels = ("original", "reconstruction") if in_pairs else ()
     given = {"images": pictures.identity()}
-    job = Job("reconstruct", shape, chunks, given, image_dtype=pictures.dtype)
+    options = sizes_of(pipeline, "reconstruct", "x", groups[0].shape)
+    job = Job("reconstruct", shape, chunks, given, image_dtype=pictures.dtype, options=options)
     facts = run(pipeline, job, output, batches, scale=picture_scale, labels=labels)
     report({**facts, "model": model}, "reconstruction", as_json)

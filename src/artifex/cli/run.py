@@ -16,6 +16,7 @@ import typer
 from artifex.cli.factories import is_factory, make, make_pipeline, refuse_settings
 from artifex.cli.outputs import Output, open_output
 from artifex.generative_models.core.devices import DeviceManager
+from artifex.generative_models.core.endpoint import changed_options
 from artifex.generative_models.core.errors import CacheError
 from artifex.generative_models.inference.cache import cache_dir, enable_compilation_cache
 from artifex.generative_models.inference.executor.executor import Executor
@@ -89,9 +90,34 @@ def say_left_out(left_out: str) -> None:
         typer.echo(f"artifex: warning: {left_out}", err=True)
 
 
-def picture_shape(pipeline: InferencePipeline, endpoint: str) -> tuple[int, ...]:
+def input_shape(pipeline: InferencePipeline, endpoint: str, name: str) -> tuple[int | None, ...]:
+    """Shape of a row of an input; None stands for sizes that it may have any of."""
+    shape = pipeline.executor.endpoints[endpoint].inputs[name].shape
+    return tuple(size if isinstance(size, int) else None for size in shape)
+
+
+def sizes_of(pipeline: InferencePipeline, endpoint: str, name: str, shape: Sequence[int]) -> dict[str, Any]:
+    """The options that are sizes and differ from the default ones, for rows of an input of a shape.
+
+    Raises:
+        InputError: A size that the endpoint does not take.
+    """
+    rows = np.broadcast_to(np.float32(0), (1, *shape))
+    made = pipeline.executor.endpoints[endpoint]
+    sizes = dict(changed_options(made.options, made.sized({name: rows})))
+    pipeline.executor.spec(endpoint, **sizes)
+    return sizes
+
+
+def picture_shape(pipeline: InferencePipeline, endpoint: str, **options: Any) -> tuple[int, ...]:
     """Shape (H, W, C) of the pictures that an endpoint gives."""
-    return pipeline.executor.spec(endpoint)[1]["x"].shape
+    return pipeline.executor.spec(endpoint, **options)[1]["x"].shape
+
+
+def picture_dtype(pipeline: InferencePipeline, endpoint: str) -> np.dtype[Any]:
+    """Of the pictures that an endpoint gives, once they are as people get them."""
+    spec = pipeline.executor.spec(endpoint)[1]["x"]
+    return np.asarray(pipeline.postprocess_fn(np.zeros((1, *spec.shape), spec.dtype))).dtype
 
 
 @dataclass(frozen=True)
@@ -163,7 +189,7 @@ def exhaust(
         "resumed_at": resumed_at,
         "compile_seconds": round(compile_seconds, 4),
         "seconds": round(seconds, 4),
-        "rows_per_second": round((job.shape[0] - resumed_at) / seconds, 1),
+        "rows_per_second": round((job.shape[0] - resumed_at) / seconds, 2),
     }
 
 
@@ -182,7 +208,8 @@ def report(facts: dict[str, Any], noun: str, as_json: bool) -> None:
     else:
         begun = f"after {facts['compile_seconds']:.1f} s of compiling"
     resumed = f"from {facts['resumed_at']:,} on; " if facts["resumed_at"] else ""
-    speed = f"{facts['seconds']:.2f} s, {facts['rows_per_second']:,.0f}/s"
+    rate = facts["rows_per_second"]
+    speed = f"{facts['seconds']:.2f} s, {rate:{',.0f' if rate >= 10 else '.2g'}}/s"
     rows = f"{facts['rows']:,} {noun}{'' if facts['rows'] == 1 else 's'}"
     typer.echo(f"{rows} in {facts['output']} ({resumed}{speed}, {begun})")
 

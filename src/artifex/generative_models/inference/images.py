@@ -136,6 +136,24 @@ def decode_picture(
     )
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture file, turned as its EXIF orientation says.
+
+    Raises:
+        InputError: It is no picture.
+        FileNotFoundError, PermissionError, IsADirectoryError: As it says.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = _upright_size(image)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except (OSError, *DAMAGED) as error:
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{path}: not a picture that can be read: {reason}") from error
+    return height, width
+
+
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of a picture once it is turned the way that its camera says."""
     is_on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)

@@ -234,7 +234,8 @@ class InferencePipeline:
         if given:
             raise InputError(f"interpolate: {', '.join(given)} is not taken")
         first, last = np.asarray(self.encode(np.stack([start, end])))
-        return self.decode((1 - weights[:, None]) * first + weights[:, None] * last)
+        weights = weights.reshape(-1, *[1] * first.ndim)
+        return self.decode((1 - weights) * first + weights * last)
 
     def call(
         self,

@@ -16,7 +16,13 @@ import numpy as np
 
 from artifex.generative_models.core.directories import local_path
 from artifex.generative_models.core.errors import InputError, InputTypeError
-from artifex.generative_models.inference.images import DAMAGED, PICTURE_CHANNELS, decode_ahead, decode_picture
+from artifex.generative_models.inference.images import (
+    DAMAGED,
+    PICTURE_CHANNELS,
+    decode_ahead,
+    decode_picture,
+    picture_size,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,6 +105,7 @@ class ArrayFile:
         return _stat(self.path)
 
 
+Shape: TypeAlias = "tuple[int | None, ...]"  # None stands for any size
 Pictures: TypeAlias = "PictureFiles | ArrayFile | ParquetPictures"
 
 
@@ -119,6 +126,36 @@ def open_pictures(
         InputTypeError: An array's dtype is neither uint8 nor floating-point.
         OSError: A path is not there or cannot be read.
     """
+    (group,) = open_by_size(paths, shape, resize=resize, column=column)
+    return group.pictures
+
+
+@dataclass(frozen=True)
+class SizeGroup:
+    """Pictures of one size.
+
+    Args:
+        pictures: The pictures.
+        numbers: The number of each among all pictures.
+        shape: Shape (H, W, C) of each.
+    """
+
+    pictures: Pictures
+    numbers: Sequence[int]
+    shape: tuple[int, ...]
+
+
+def open_by_size(
+    paths: Sequence[Path], shape: Shape, *, resize: bool = False, column: str = "image"
+) -> list[SizeGroup]:
+    """Pictures as `open_pictures` opens them, of several sizes where the model takes any.
+
+    Args:
+        shape: Shape (H, W, C) of the model's pictures; None for a height and a width that may be any. Those
+            of Parquet files may not.
+
+    The others, and errors, are those of `open_pictures`.
+    """
     paths = list(map(local_path, paths))
     parquet = {path: _parquet_files(path) for path in paths}
     if any(parquet.values()):
@@ -129,33 +166,49 @@ def open_pictures(
             from artifex.generative_models.inference.offline.parquet_pictures import open_parquet
         except ModuleNotFoundError as error:
             raise InputError(f"{error.name} is not installed: pip install 'artifex[parquet]'") from error
-        return open_parquet([file for path in paths for file in parquet[path]], column, shape, resize=resize)
+        if None in shape:
+            raise InputError(f"{paths[0]}: Parquet files hold pictures of one size; use --resize")
+        tables = [file for path in paths for file in parquet[path]]
+        return [_alone(open_parquet(tables, column, _fixed(shape), resize=resize), _fixed(shape))]
     if any(_is_array(path) for path in paths):
         if len(paths) > 1:
             raise InputError("expected either one .npy or .npz array or picture files, got several paths")
-        return _open_picture_array(paths[0], shape)
+        rows = _open_picture_array(paths[0], shape)
+        return [_alone(rows, rows.array.shape[1:])]
     if shape[-1] not in PICTURE_CHANNELS:
         raise InputError(f"a model of {shape[-1]} channels takes pictures from .npy and .npz arrays only")
     files: list[Path] = []
     notes: list[str] = []
     for path in paths:
         files += _picture_files(path, notes) if path.is_dir() else [_there(path)]
-    return PictureFiles(files, shape, resize, "; ".join(notes))
+    left_out = "; ".join(notes)
+    if None not in shape:
+        return [_alone(PictureFiles(files, _fixed(shape), resize, left_out), _fixed(shape))]
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for number, file in enumerate(files):
+        by_size.setdefault(picture_size(file), []).append(number)
+    groups = []
+    for size, numbers in by_size.items():
+        of_size = (*size, _fixed(shape[2:])[0])
+        pictures = PictureFiles([files[i] for i in numbers], of_size, resize=False, left_out=left_out)
+        groups.append(SizeGroup(pictures, numbers, of_size))
+    return groups
 
 
-def open_picture(address: str, shape: tuple[int, ...], *, resize: bool = False) -> NDArray[Any]:
+def open_picture(address: str, shape: Shape, *, resize: bool = False) -> NDArray[Any]:
     """One picture [H, W, C]: a picture file, or a row of an array or Parquet file such as `digits.npz:3`."""
     name, _, row = address.rpartition(":")
     if not row.isdecimal() or not (_is_array(Path(name)) or _parquet_files(Path(name))):
         name, row = address, "0"
-    pictures = open_pictures([Path(name)], shape, resize=resize)
+    (group,) = open_by_size([Path(name)], shape, resize=resize)
+    pictures = group.pictures
     if int(row) >= len(pictures):
         raise InputError(f"{address}: there are {len(pictures)} pictures, counted from 0")
-    return next(iter(pictures.rows(int(row), int(row) + 1))).reshape(shape)
+    return next(iter(pictures.rows(int(row), int(row) + 1))).reshape(group.shape)
 
 
-def open_array(path: Path, shape: tuple[int, ...]) -> ArrayFile:
-    """Floating-point rows [rows, *shape] from a `.npy` or `.npz` array.
+def open_array(path: Path, shape: Shape) -> ArrayFile:
+    """Floating-point rows [rows, *shape] from a `.npy` or `.npz` array; None is any size.
 
     Raises:
         InputError: It is no array, or its shape does not fit.
@@ -169,21 +222,35 @@ def open_array(path: Path, shape: tuple[int, ...]) -> ArrayFile:
     return ArrayFile(path, array)
 
 
-def _open_picture_array(path: Path, shape: tuple[int, ...]) -> ArrayFile:
+def _alone(pictures: Pictures, shape: tuple[int, ...]) -> SizeGroup:
+    return SizeGroup(pictures, range(len(pictures)), shape)
+
+
+def _fixed(shape: Shape) -> tuple[int, ...]:
+    """A shape of which no size may be any."""
+    return tuple(size for size in shape if size is not None)
+
+
+def _open_picture_array(path: Path, shape: Shape) -> ArrayFile:
     array = _map(path)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise InputTypeError(
             f"{path}: expected uint8 pictures, or floating-point ones in the model's range; got {array.dtype}"
         )
-    if shape[-1] == 1 and array.shape[1:] == shape[:2]:
+    if shape[-1] == 1 and array.ndim == 3 and _fits(array.shape[1:], shape[:2]):
         array = array[..., None]
     _check_shape(path, array, shape)
     return ArrayFile(path, array)
 
 
-def _check_shape(path: Path, array: NDArray[Any], shape: tuple[int, ...]) -> None:
-    if array.ndim == 0 or array.shape[1:] != shape or len(array) == 0:
-        axes = ", ".join(map(str, shape))
+def _fits(found: tuple[int, ...], shape: Shape) -> bool:
+    """Whether a shape is another, whose sizes may be any where they are None."""
+    return len(found) == len(shape) and all(size in (None, n) for n, size in zip(found, shape, strict=True))
+
+
+def _check_shape(path: Path, array: NDArray[Any], shape: Shape) -> None:
+    if array.ndim == 0 or not _fits(array.shape[1:], shape) or array.size == 0:
+        axes = ", ".join("any" if size is None else str(size) for size in shape)
         raise InputError(f"{path}: expected shape [rows, {axes}], got {list(array.shape)}")
 
 
