@@ -10,7 +10,6 @@ from flax import nnx
 from networks import Golden, abstract
 
 from artifex.generative_models.core.errors import ConfigError, InputError
-from artifex.generative_models.models.names import current_name
 from artifex.generative_models.models.unet import UNet
 
 SMALL = Golden("unet", "fourier").arguments  # the quickest to make
@@ -111,9 +110,3 @@ def test_inputs_that_do_not_fit(name: str, shape: tuple[int, ...], label: Any, m
     model = abstract(UNet, **Golden("unet", name).arguments)
     with pytest.raises(InputError, match=message):
         jax.eval_shape(networks.call, model, jnp.zeros(shape), jnp.zeros(2), label)
-
-
-def test_early_names_of_attention() -> None:
-    assert current_name("mid_block.attentions.0.query.weight") == "mid_block.attentions.0.to_q.weight"
-    assert current_name("mid_block.attentions.0.proj_attn.bias") == "mid_block.attentions.0.to_out.0.bias"
-    assert current_name("down_blocks.0.attentions.1.key.bias") == "down_blocks.0.attentions.1.to_k.bias"

@@ -1,9 +1,9 @@
 """Weights under names of somebody's own, put into a family by a map of names.
 
 The map is a JSON object. A key is a name as the file has it, or a pattern in which each `*` stands for any
-part of it. What it becomes is the name that the family's weight has in its state, `decoder.stem.kernel`, or
-as it is published, with the parts in the places of its own `*`. An object `{"to": name, "axes": [1, 0]}` says in
-which order to take the axes as well, and `null` leaves a weight out.
+part of it. What it becomes is the name that the family's weight has in its state, `decoder.stem.kernel`,
+or as it is published, with the parts in the places of its own `*`. An object `{"to": name, "axes": [1, 0]}`
+says in which order to take the axes as well, and `null` leaves a weight out.
 """
 
 from __future__ import annotations
