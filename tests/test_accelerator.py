@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from artifex.generative_models.core import Endpoint
+from artifex.generative_models.inference.executor.program import Program
 from artifex.generative_models.inference.measure.roofline import Ceilings
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -177,14 +178,14 @@ def test_a_device_that_has_the_memory_after_all_is_not_taken_for_one_that_halves
 
 
 def test_a_device_that_runs_out_of_memory(script, run, monkeypatch):
-    hungry = script.allocator.ENDPOINTS["hungry"]
+    compiled = Program._compile
 
-    def limited(weights, keys, inputs):
-        if len(inputs["x"]) > 256:
+    def limited(program, size, weights):
+        if size > 256:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return hungry.fn(weights, keys, inputs)
+        return compiled(program, size, weights)
 
-    monkeypatch.setattr(script.allocator, "ENDPOINTS", {"hungry": Endpoint(limited, hungry.inputs)})
+    monkeypatch.setattr(Program, "_compile", limited)
     status, said = run(out_of_memory(script))
     assert status == 0
     ways = [said["parts"]["out of memory"]["found"][way] for way in script.allocator.WAYS]

@@ -98,8 +98,10 @@ def module(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_model_an_executor_and_a_pipeline_are_run(cli: Cli, name: str):
     said = cli("generate", f"levels:{name}", "-n", 3, "-o", "x.npy", "--json")
     assert json.loads(said)["model"] == f"levels:{name}"
-    level = 7 if name == "Levels" else 7 / np.float32(255)  # whoever makes a pipeline says what comes after
-    np.testing.assert_array_equal(np.load("x.npy"), np.full((3, 2, 2, 1), level, np.load("x.npy").dtype))
+    level = np.uint8(7) if name == "Levels" else np.float32(7 / 255)  # who makes a pipeline says what follows
+    found = np.load("x.npy")
+    assert found.dtype == level.dtype
+    np.testing.assert_allclose(found, np.full((3, 2, 2, 1), level), rtol=1e-6)
 
 
 def test_pictures_go_there_and_back(cli: Cli):

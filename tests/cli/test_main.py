@@ -12,7 +12,7 @@ from artifex.cli import app
 
 COMMANDS = [
     *("demo", "inspect", "generate", "encode", "decode", "reconstruct", "interpolate", "export"),
-    *("check", "benchmark", "tune", "serve"),
+    *("convert", "check", "benchmark", "tune", "serve"),
 ]
 HEAVY = ["jax", "numpy", "flax", "orbax", "PIL"]
 

@@ -21,7 +21,7 @@ from artifex.generative_models.core.config import (
 from artifex.generative_models.core.errors import ConfigError, UnknownModelTypeError
 from artifex.generative_models.models.vae import VAE
 
-OWN = ["classifier", "denoiser", "vae"]
+OWN = ["autoencoder_tiny", "classifier", "denoiser", "vae"]
 CONFIG: Mapping[str, Any] = {"input_shape": [8, 8, 1], "latent_dim": 4}
 
 
@@ -75,7 +75,9 @@ def test_values_without_a_form_in_json(tmp_path: Path, value: Any) -> None:
 def test_installed_families() -> None:
     assert model_types() == OWN
     assert model_type_of(abstract_model("vae", CONFIG)) == "vae"
-    with pytest.raises(UnknownModelTypeError, match=r"flax.*Linear is no installed family \(classifier"):
+    with pytest.raises(
+        UnknownModelTypeError, match=r"flax.*Linear is no installed family \(autoencoder_tiny, classifier"
+    ):
         model_type_of(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
 
 
@@ -134,7 +136,9 @@ def test_an_abstract_model_has_the_structure_and_no_weights(tiny_vae: VAE) -> No
 def test_nothing_is_imported_because_a_file_says_so(model_type: str) -> None:
     abstract_model("vae", CONFIG)
     before = set(sys.modules)
-    with pytest.raises(UnknownModelTypeError, match=r"unknown model_type .*; installed are classifier"):
+    with pytest.raises(
+        UnknownModelTypeError, match=r"unknown model_type .*; installed are autoencoder_tiny, classifier"
+    ):
         abstract_model(model_type, CONFIG)
     assert set(sys.modules) == before
 

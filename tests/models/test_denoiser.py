@@ -218,7 +218,7 @@ def test_what_other_endpoints_may_not_get(executor, x, name, changes, said, word
     ("changes", "words"),
     [
         ({"network": "mlp"}, "network: expected one of unet, dit, got 'mlp'"),
-        ({"arguments": DIT | {"depth": 3}}, "arguments: .. 'depth'"),
+        ({"arguments": DIT | {"depth": 3}}, "arguments: DiT knows no depth"),
         ({"arguments": [1]}, "arguments: expected settings by name, got [1]"),
         ({"arguments": DIT | {"out_channels": 3}}, "out_channels: expected 1 or 2 .. got 3"),
         ({"arguments": UNET | {"sample_size": None}, "network": "unet", "num_labels": 0}, "sample_size: exp"),

@@ -34,10 +34,10 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
         "directory": None if directory is None else str(directory),
         "bytes_on_disk": sum(file.stat().st_size for file in files),
         "parts": parts,
-        "devices": _devices(),
     }
     if parts is None or parts["is_run"]:
         facts |= _of_pipeline(load_model(model))
+    facts["devices"] = _devices()
     if as_json:
         typer.echo(json.dumps(facts))
     else:

@@ -14,6 +14,7 @@ from forked import Python
 from shared import decode, encode
 
 from artifex import Endpoint, TensorSpec, __version__
+from artifex.generative_models.core import directories
 from artifex.generative_models.core.checkpointing import (
     load_checkpoint,
     save_checkpoint,
@@ -98,7 +99,7 @@ def test_an_export_is_replaced(
     tmp_path: Path, model: VAE, other: VAE, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(exporting, "_exchange", lambda a, b: False)
+        monkeypatch.setattr(directories, "_exchange", lambda a, b: False)
     export(model, tmp_path / "export")
     export(other, tmp_path / "export", step=2, final_loss=0.25)
     loaded, _, metadata = load_exported_model(tmp_path / "export")
@@ -182,7 +183,8 @@ def test_a_model_of_no_family(tmp_path: Path) -> None:
 
     mine = Mine((8, 8, 1), 4, [4], [4], rngs=nnx.Rngs(0))
     with pytest.raises(
-        UnknownModelTypeError, match=r"Mine is no installed family \(classifier, denoiser, vae\); add it"
+        UnknownModelTypeError,
+        match=r"Mine is no installed family \(autoencoder_tiny, classifier, denoiser, vae\); add it",
     ):
         export(mine, tmp_path / "export")
     assert not (tmp_path / "export").exists()
@@ -202,6 +204,7 @@ from flax import nnx
 
 from artifex.generative_models.core.checkpointing import save_checkpoint, setup_checkpoint_manager
 from artifex.generative_models.inference import export_model, load_exported_model
+from artifex.generative_models.inference.formats import exporting
 
 CHANGES = {"os.mkdir", "os.rename", "shutil.rmtree", "ctypes.dlsym"}  # the last one for renameat2
 

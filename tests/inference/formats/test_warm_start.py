@@ -20,10 +20,10 @@ from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.fields import checked_fields
 from artifex.generative_models.core.sampling.denoising import Denoising
 from artifex.generative_models.inference import Executor, InferencePipeline, cache, export_model
-from artifex.generative_models.inference import pipeline as pipelines
 from artifex.generative_models.inference.executor.kept import described_spec, spec_of
 from artifex.generative_models.inference.formats import fingerprint as looks
 from artifex.generative_models.inference.formats import warm_start as snapshots
+from artifex.generative_models.inference.formats.found import Found
 from artifex.generative_models.inference.formats.loading import load_exported_model
 from artifex.generative_models.inference.formats.warm_start import Snapshot
 from artifex.generative_models.inference.pipeline import load_pipeline
@@ -59,7 +59,7 @@ def generate(pipeline: InferencePipeline) -> np.ndarray:
 
 def start(export: Path) -> tuple[np.ndarray, InferencePipeline]:
     """What a start gives that compiles one batch size of one endpoint."""
-    with mock.patch.object(pipelines, "load_exported_model", wraps=pipelines.load_exported_model) as restore:
+    with mock.patch.object(Found, "load", autospec=True, side_effect=Found.load) as restore:
         pipeline = load_pipeline(export, batch_size=4)
     pipeline.metadata["built here"] = restore.called
     return generate(pipeline), pipeline
@@ -80,7 +80,7 @@ def test_a_second_start_gives_the_same_and_builds_traces_and_compiles_nothing(
         raise AssertionError("a second start does not do this")
 
     monkeypatch.setattr(snapshots, "abstract_model", never)
-    monkeypatch.setattr("artifex.generative_models.inference.pipeline.load_exported_model", never)
+    monkeypatch.setattr(Found, "load", never)
     second, pipeline = start(export)
     assert not was_built(pipeline)
     assert pipeline.executor.compile_count == 0
@@ -144,9 +144,8 @@ def test_a_second_start_has_fields_and_steps_without_the_model(drawer: Path, mon
     first = load_pipeline(drawer, batch_size=4)
     wanted = first.generate(4, rngs=7, **said), looks_of(first.executor)
     assert first.executor.compile_count == 1 + 3  # a loop in parts is three
-    for module in (snapshots, pipelines):
-        name = "abstract_model" if module is snapshots else "load_exported_model"
-        monkeypatch.setattr(module, name, mock.Mock(side_effect=AssertionError("a second start does it not")))
+    for owner, name in ((snapshots, "abstract_model"), (Found, "load")):
+        monkeypatch.setattr(owner, name, mock.Mock(side_effect=AssertionError("a second start does it not")))
     second = load_pipeline(drawer, batch_size=4)
     assert second.executor.endpoints["generate"].says == first.executor.endpoints["generate"].says
     np.testing.assert_array_equal(second.generate(4, rngs=7, **said), wanted[0])

@@ -173,8 +173,8 @@ def read_metadata(export_dir: Path) -> dict[str, Any]:
         value = metadata.get(name, ...)
         if not isinstance(value, types) or isinstance(value, bool):
             wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
-            got = "nothing" if value is ... else repr(value)
-            raise ConfigError(f"{path}: {name}: expected {wanted}, got {got}")
+            got = None if value is ... else value
+            raise ConfigError(f"{path}: {name}: expected {wanted}, got {got!r}")
     if (dtype := metadata.get("compute_dtype")) not in (None, *_COMPUTE_DTYPES):
         raise ConfigError(
             f"{path}: compute_dtype: expected one of {', '.join(_COMPUTE_DTYPES)}, got {dtype!r}"
