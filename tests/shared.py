@@ -5,6 +5,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,8 @@ def optimized_less() -> Iterator[None]:
 
 def randomised(build: Callable[[], Any]) -> Any:
     """The model with random weights, biases too, without compiling its initialisers."""
-    graphdef, state = nnx.split(nnx.eval_shape(build))
+    with mock.patch.object(nnx.RngStream, "__call__", return_value=jax.random.key(0)):
+        graphdef, state = nnx.split(nnx.eval_shape(build))  # else drawing keys takes most of the time
     random = np.random.default_rng(0)
     weights = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape) / 3, leaf.dtype), state)
     return nnx.merge(graphdef, weights)
