@@ -182,7 +182,7 @@ def parity() -> None:
     theirs = x.numpy().transpose(0, 2, 3, 1)
     error = float(np.abs(ours["x"] - theirs).max() / theirs.std())
     rows: list[Row] = [["mnist-diffusion in diffusers, 20 steps of DDIM, 10 rows", f"{error:.1e}"]]
-    report("pytorch_families parity", ["", "largest error / deviation"], rows, {"error": error})
+    report("pytorch_families: parity", ["", "largest error / deviation"], rows, {"error": error})
     assert error <= TOLERANCE
 
 

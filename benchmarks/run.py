@@ -21,6 +21,7 @@ BENCHMARKS = (
     "tuning",
     "offline",
     "memory",
+    "loading",
     "concurrency",
     "scaling",
     "families",
