@@ -81,7 +81,7 @@ def load(name_or_dir: str | PathLike[str]) -> InferencePipeline:
 
     Raises:
         ConfigError: There is no such model, or its config or metadata is unusable.
-        CheckpointError: Its weights are missing, damaged, or does not fit the config.
+        CheckpointError: Its weights are missing, damaged, or do not fit the config.
     """
     from artifex.generative_models.inference.pipeline import load_pipeline  # importing it imports JAX
 

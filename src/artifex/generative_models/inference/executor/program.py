@@ -276,9 +276,10 @@ class Program:
 
     def _retraced(self, weights: Weights, num_rows: int) -> Callable[..., dict[str, Any]] | None:
         """The endpoint as `_function` gives it, of what was traced; None where that was for other rows."""
-        if self._traced is None or self._traced[0] != num_rows:
+        traced = self._traced  # which a thread that compiles another batch size may take meanwhile
+        if traced is None or traced[0] != num_rows:
             return None
-        _, closed, structure = self._traced
+        _, closed, structure = traced
         self._traced = None  # which is not needed again
         from jax.extend.core import jaxpr_as_fun  # which imports Pallas, as tracing did
 
