@@ -27,7 +27,6 @@ def decode(
         Job,
         input_shape,
         open_pipeline,
-        picture_dtype,
         picture_shape,
         report,
         run,
@@ -44,7 +43,7 @@ def decode(
         shape,
         lambda wanted: pipeline.decode_chunks(rows.rows(wanted.start, wanted.stop)),
         {"latents": rows.identity()},
-        dtype=picture_dtype(pipeline, "decode"),
+        dtype=pipeline.picture_dtype("decode"),
         options=options,
     )
     facts = run(pipeline, job, output, batches, scale=picture_scale)

@@ -35,7 +35,7 @@ def generate(
     """Draw samples."""
     from artifex.cli.multiprocess import join, run_job
     from artifex.cli.on_ray import on_actors
-    from artifex.cli.run import Job, open_pipeline, picture_dtype, picture_shape, report
+    from artifex.cli.run import Job, open_pipeline, picture_shape, report
     from artifex.generative_models.core.endpoint import changed_options
     from artifex.generative_models.core.keys import sample_key
     from artifex.generative_models.inference.offline.sampling import sampling
@@ -58,7 +58,7 @@ def generate(
     settled = sampling(executor, num_samples, temperature, chosen).options
     options = dict(changed_options(executor.endpoints["generate"].options, settled))
     shape = (num_samples, *picture_shape(pipeline, "generate"))
-    dtype = picture_dtype(pipeline, "generate")
+    dtype = pipeline.picture_dtype("generate")
     job = Job("generate", shape, run, given, dtype=dtype, key=key, options=options)
     facts = run_job(pipeline, job, output, scale, scale=picture_scale)
     report({**facts, "model": model, **given}, "sample", as_json)

@@ -114,12 +114,6 @@ def picture_shape(pipeline: InferencePipeline, endpoint: str, **options: Any) ->
     return pipeline.executor.spec(endpoint, **options)[1]["x"].shape
 
 
-def picture_dtype(pipeline: InferencePipeline, endpoint: str) -> np.dtype[Any]:
-    """Of the pictures that an endpoint gives, once they are as people get them."""
-    spec = pipeline.executor.spec(endpoint)[1]["x"]
-    return np.asarray(pipeline.postprocess_fn(np.zeros((1, *spec.shape), spec.dtype))).dtype
-
-
 @dataclass(frozen=True)
 class Job:
     """Rows that an endpoint is to give.

@@ -169,7 +169,7 @@ def describe(setup: Setup) -> Facts | Exception:
             inputs, outputs = pipeline.executor.spec(setup.endpoint)
             identity = pipeline.job_identity(setup.endpoint)
             if setup.endpoint == "generate":
-                return Facts(identity, (), outputs["x"].shape, "uint8")
+                return Facts(identity, (), outputs["x"].shape, pipeline.picture_dtype("generate").name)
             mean = outputs["mean"]
             return Facts(identity, inputs["x"].shape, mean.shape, np.dtype(mean.dtype).name)
     except (ArtifexError, OSError) as error:

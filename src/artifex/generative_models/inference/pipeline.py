@@ -306,6 +306,15 @@ class InferencePipeline:
         """
         return self.batch_size or self.executor.batch_sizes_of(endpoint)[-1]
 
+    def picture_dtype(self, endpoint: str) -> np.dtype[Any]:
+        """Of the pictures that an endpoint gives, once they are post-processed.
+
+        Raises:
+            InputError: An unknown endpoint.
+        """
+        spec = self.executor.spec(endpoint)[1]["x"]
+        return np.asarray(self.postprocess_fn(np.zeros((1, *spec.shape), spec.dtype))).dtype
+
     def job_identity(self, endpoint: str) -> dict[str, Any]:
         """What the rows that an endpoint gives depend on, besides their inputs and keys, as JSON takes it.
 
