@@ -21,7 +21,7 @@ from flax import nnx
 
 from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import ConfigError, InputError
-from artifex.generative_models.core.nn import GroupNorm, conv3x3, doubled
+from artifex.generative_models.core.nn import Conv3x3, GroupNorm
 from artifex.generative_models.core.nn.activations import ACTIVATIONS
 from artifex.generative_models.core.published import PublishedWeight
 from artifex.generative_models.core.specs import Option, TensorSpec
@@ -66,11 +66,11 @@ class Activation(nnx.Module):
 
 
 class Doubling(nnx.Module):
-    """Each pixel four times, as a layer."""
+    """The place of a layer that doubles pictures, which the convolution after it does as well."""
 
-    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch 2*h 2*w c"]:
-        """The picture at twice its size."""
-        return doubled(x)
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Nothing."""
+        return x
 
 
 class Pool(nnx.Module):
@@ -104,7 +104,7 @@ class Block(nnx.Module):
     def __init__(self, features: int, activation: str, pools: bool, *, rngs: nnx.Rngs):
         self.activation = activation
         self.pool = nnx.data(Pool(features, rngs=rngs) if pools else None)
-        self.convs = nnx.List(conv3x3(features, features, rngs=rngs) for _ in range(3))
+        self.convs = nnx.List(Conv3x3(features, features, rngs=rngs) for _ in range(3))
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
         """A picture of features."""
@@ -189,7 +189,7 @@ class AutoencoderTiny(nnx.Module):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "rngs")}
         _check(arguments)
         self._config = json.dumps(arguments)
-        make_conv = partial(nnx.Conv, kernel_size=(3, 3), padding=1, rngs=rngs)
+        make_conv = partial(Conv3x3, rngs=rngs)
 
         def blocks(features: int, count: int, is_lowest: bool) -> list[Block]:
             pools = is_lowest and use_midblock_gn
@@ -198,9 +198,8 @@ class AutoencoderTiny(nnx.Module):
         features, levels = encoder_block_out_channels[0], len(num_encoder_blocks)
         layers: list[nnx.Module] = []
         for level, count in enumerate(num_encoder_blocks):
-            halves = level > 0
-            channels = features if halves else in_channels
-            layers.append(make_conv(channels, features, strides=1 + halves, use_bias=not halves))
+            halving = partial(nnx.Conv, features, features, (3, 3), strides=2, padding=1, use_bias=False)
+            layers.append(halving(rngs=rngs) if level else make_conv(in_channels, features))
             layers += blocks(features, count, level == levels - 1)
         self.encoder = Half([*layers, make_conv(features, latent_channels)])
 
@@ -209,7 +208,7 @@ class AutoencoderTiny(nnx.Module):
         for level, count in enumerate(num_decoder_blocks):
             layers += blocks(features, count, level == 0)
             if level < levels - 1:
-                layers += [Doubling(), make_conv(features, features, use_bias=False)]
+                layers += [Doubling(), make_conv(features, features, use_bias=False, doubles=True)]
         self.decoder = Half([*layers, make_conv(features, out_channels)])
 
     @property

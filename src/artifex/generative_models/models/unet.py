@@ -23,6 +23,7 @@ from flax import nnx
 from artifex.generative_models.core.errors import ConfigError, InputError
 from artifex.generative_models.core.nn import (
     Attention,
+    Conv3x3,
     DownBlock,
     Downsample,
     FourierFeatures,
@@ -32,7 +33,6 @@ from artifex.generative_models.core.nn import (
     TimeEmbedding,
     UpBlock,
     Upsample,
-    conv3x3,
     time_sinusoids,
 )
 from artifex.generative_models.core.published import PublishedWeight
@@ -165,7 +165,7 @@ class UNet(nnx.Module):
         self.class_embed_type = class_embed_type
 
         first, last = block_out_channels[0], block_out_channels[-1]
-        self.conv_in = conv3x3(in_channels, first, rngs=rngs)
+        self.conv_in = Conv3x3(in_channels, first, rngs=rngs)
         time_features = time_embedding_dim or 4 * first
         waves = 2 * first if time_embedding_type == "fourier" else first
         self.time_proj: FourierFeatures | nnx.Embed | None
@@ -247,7 +247,7 @@ class UNet(nnx.Module):
             )
 
         self.conv_norm_out = GroupNorm(first, norm_num_groups, norm_eps, rngs=rngs)
-        self.conv_out = conv3x3(first, out_channels, rngs=rngs)
+        self.conv_out = Conv3x3(first, out_channels, rngs=rngs)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -312,7 +312,7 @@ class UNet(nnx.Module):
 
     def _waves(self, time: Array) -> Float[Array, "batch waves"]:
         if self.time_proj is None:
-            features = self.conv_in.out_features
+            features = self.conv_in.kernel.shape[-1]
             return time_sinusoids(time, features, cos_first=self.flip_sin_to_cos, freq_shift=self.freq_shift)
         return self.time_proj(time.astype(jnp.int32) if self.time_embedding_type == "learned" else time)
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal
 import jax.numpy as jnp
 from flax import nnx
 
+from artifex.generative_models.core.convolutions import doubled
 from artifex.generative_models.core.nn.activations import ACTIVATIONS
+from artifex.generative_models.core.nn.conv import Conv3x3
 from artifex.generative_models.core.nn.norms import GroupNorm
 
 if TYPE_CHECKING:
@@ -56,11 +58,11 @@ class ResnetBlock(nnx.Module):
         self.resample = resample
         self.divisor = divisor
         self.norm1 = GroupNorm(in_features, groups, epsilon, rngs=rngs)
-        self.conv1 = conv3x3(in_features, features, rngs=rngs)
+        self.conv1 = Conv3x3(in_features, features, rngs=rngs)
         told = 2 * features if scale_shift else features
         self.time_emb_proj = nnx.Linear(time_features, told, rngs=rngs) if time_features else None
         self.norm2 = GroupNorm(features, groups, epsilon, rngs=rngs)
-        self.conv2 = conv3x3(features, features, rngs=rngs)
+        self.conv2 = Conv3x3(features, features, rngs=rngs)
         same = in_features == features
         self.conv_shortcut = None if same else nnx.Conv(in_features, features, (1, 1), rngs=rngs)
 
@@ -117,23 +119,11 @@ class Upsample(nnx.Module):
     """
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
-        self.conv = conv3x3(features, features, rngs=rngs)
+        self.conv = Conv3x3(features, features, doubles=True, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch 2*h 2*w c"]:
         """The picture at twice its size."""
-        return self.conv(doubled(x))
-
-
-def conv3x3(in_features: int, features: int, *, rngs: nnx.Rngs) -> nnx.Conv:
-    """A 3×3 convolution with one zero on each side."""
-    return nnx.Conv(in_features, features, (3, 3), padding=1, rngs=rngs)
-
-
-def doubled(x: Float[Array, "batch h w c"]) -> Float[Array, "batch 2*h 2*w c"]:
-    """Each pixel four times."""
-    batch, height, width, features = x.shape
-    blocks = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, features))
-    return blocks.reshape(batch, 2 * height, 2 * width, features)
+        return self.conv(x)
 
 
 def halved(x: Float[Array, "batch 2*h 2*w c"]) -> Float[Array, "batch h w c"]:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from artifex.generative_models.core.convolutions import ConvShape
 from artifex.generative_models.core.endpoint import Endpoint, Model
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.keys import RowKeys
@@ -411,6 +412,11 @@ class Executor:
         program = catalog.find(endpoint, options)
         weight_bytes = sum(leaf.nbytes for leaf in catalog.weights.placed(program.weights))
         return cost_of(catalog.executable(program, batch_size), weight_bytes)
+
+    def convolution_shapes(self, endpoint: str, batch_size: int) -> set[ConvShape]:
+        """The shapes of an endpoint's 3×3 convolutions in a batch size, with the default options."""
+        catalog = self._catalog
+        return catalog.find(endpoint, {}).convolution_shapes(batch_size, catalog.weights)
 
     def tuning_name(self, endpoint: str) -> str:
         """Name of the cache entry that keeps what `tune` found out about an endpoint."""

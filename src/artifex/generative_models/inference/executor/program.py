@@ -15,6 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from artifex.generative_models.core.convolutions import (
+    ConvShape,
+    forms_of_convolutions,
+    shapes_of_convolutions,
+)
 from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import InputError, InputTypeError
 from artifex.generative_models.core.keys import KEY_IMPL, KEY_WORDS, derived_keys
@@ -192,7 +197,7 @@ class Program:
         num_rows = size * self.place.num_parts
         rows = self._row_avals(num_rows)
         shardings = (*[leaf.sharding for leaf in placed], *[self.place.rows] * len(rows))
-        function = self._retraced(weights, num_rows) or self._function(weights, num_rows)
+        function = self._retraced(weights, num_rows, size) or self._function(weights, num_rows)
         jitted = jax.jit(function, in_shardings=shardings, out_shardings=self.place.rows)
         return self._kept_compiled(str(size), size, lambda: jitted.lower(*placed, *rows))
 
@@ -200,8 +205,9 @@ class Program:
         self, part: str, size: int, lower: Callable[[], jax.stages.Lowered]
     ) -> jax.stages.Compiled:
         """Compiles a part of it for a batch size, and keeps that for later processes."""
-        options = cpu_options() if self.setting(size).fusion else None
-        with using(self._numerics):
+        setting = self.setting(size)
+        options = cpu_options() if setting.fusion else None
+        with using(self._numerics), forms_of_convolutions(dict(setting.convolutions)):
             lowered = lower()
         if self._kept is None:
             return lowered.compile(options)
@@ -274,10 +280,10 @@ class Program:
 
         return run
 
-    def _retraced(self, weights: Weights, num_rows: int) -> Callable[..., dict[str, Any]] | None:
-        """The endpoint as `_function` gives it, of what was traced; None where that was for other rows."""
+    def _retraced(self, weights: Weights, num_rows: int, size: int) -> Callable[..., dict[str, Any]] | None:
+        """The endpoint as `_function` gives it, of what was traced; None where that is something else."""
         traced = self._traced  # which a thread that compiles another batch size may take meanwhile
-        if traced is None or traced[0] != num_rows:
+        if traced is None or traced[0] != num_rows or self.setting(size).convolutions:
             return None
         _, closed, structure = traced
         self._traced = None  # which is not needed again
@@ -302,6 +308,14 @@ class Program:
         if isinstance(num_rows, int) and num_rows > 0:
             rows = min(num_rows, self.rows_of_a_piece(num_rows))
         return max(self.batch_size_for(rows) * self.place.num_parts, 2)
+
+    def convolution_shapes(self, size: int, weights: Weights) -> set[ConvShape]:
+        """The shapes of its 3×3 convolutions in a batch size."""
+        placed = weights.placed(self.weights)
+        avals = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in placed]
+        with using(self._numerics), shapes_of_convolutions() as shapes:
+            jax.eval_shape(self._function(weights, size), *avals, *self._row_avals(size))
+        return shapes
 
     def _prepared(self, name: str, value: Any) -> Any:
         """An input as the endpoint takes it: in the model's range, in the dtype of the computation.

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from artifex.generative_models.core.convolutions import ConvShape, forms_for
 from artifex.generative_models.core.endpoint import Endpoint, names_of
 from artifex.generative_models.inference import cache
 
@@ -26,9 +27,11 @@ class Setting:
 
     Args:
         fusion: Whether XLA's CPU backend hands chains of products and elementwise work to its library.
+        convolutions: The forms of the layers of some shapes, as for `forms_of_convolutions`.
     """
 
     fusion: bool = False
+    convolutions: tuple[tuple[ConvShape, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,18 @@ def save_tuned(name: str, tuned: Tuned) -> None:
 
 
 def _checked(facts: Mapping[str, Any]) -> Tuned:
-    settings = {int(size): Setting(**setting) for size, setting in facts["settings"].items()}
+    settings = {int(size): _setting(setting) for size, setting in facts["settings"].items()}
     tuned = Tuned(facts["batch_size"], facts["executions_in_flight"], settings)
     counts = [tuned.batch_size, tuned.executions_in_flight, *settings]
     if not all(type(count) is int and 1 <= count < 2**31 for count in counts):
         raise ValueError(f"expected positive integers, got {counts}")
     for size, setting in settings.items():
-        if type(setting.fusion) is not bool:
+        known = all(form in forms_for(shape) for shape, form in setting.convolutions)
+        if type(setting.fusion) is not bool or not known:
             raise ValueError(f"batch size {size} cannot be compiled with {setting}")
     return tuned
+
+
+def _setting(facts: Mapping[str, Any]) -> Setting:
+    forms = tuple((ConvShape(*shape), form) for shape, form in facts.get("convolutions", ()))
+    return Setting(**{**facts, "convolutions": forms})

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from artifex.generative_models.core.convolutions import filters_made_before
 from artifex.generative_models.core.sampling.loop import Loop
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def advance(
         return state, jnp.where(newly, state.step, broken), taken + 1
 
     start = (state, broken, jnp.zeros((), jnp.int32))
-    state, broken, _ = jax.lax.while_loop(may_go_on, go_on, start)
+    with filters_made_before(model):
+        state, broken, _ = jax.lax.while_loop(may_go_on, go_on, start)
     return state, broken, jnp.sum(~loop.done(inputs, state), dtype=jnp.int32)
 
 

@@ -42,6 +42,7 @@ class Trial:
         return {
             "batch_size": self.candidate.batch_size,
             "fusion": self.candidate.setting.fusion,
+            "convolutions": [[*shape, form] for shape, form in self.candidate.setting.convolutions],
             "executions_in_flight": self.candidate.executions_in_flight,
             "compile_ms": 1e3 * self.compile_seconds,
             "memory_bytes": self.memory_bytes,
