@@ -160,8 +160,12 @@ class Program:
         if self.place.cuts_weights:
             return Setting()  # XLA's fusions do not know the layouts that partitioning gives
         rows_per_device = size // self.place.num_shards
-        rule = Setting(fusion=self.place.on_cpu and self._strided and rows_per_device >= 16)
-        return self._settings.get(size, rule)
+        setting = self._settings.get(size, Setting())
+        if setting.fusion is not None:
+            return setting
+        return dataclasses.replace(
+            setting, fusion=self.place.on_cpu and self._strided and rows_per_device >= 16
+        )
 
     def executable(self, size: int, weights: Weights, compiled: Callable[[], None]) -> jax.stages.Compiled:
         """Compiles a batch size for such weights, once however many threads ask for it.

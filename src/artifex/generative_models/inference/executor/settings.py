@@ -18,6 +18,8 @@ from artifex.generative_models.core.convolutions import ConvShape, forms_for
 from artifex.generative_models.core.endpoint import Endpoint, names_of
 from artifex.generative_models.inference import cache
 
+Forms = tuple[tuple[ConvShape, int], ...]
+
 _log = logging.getLogger("artifex")
 
 
@@ -26,12 +28,13 @@ class Setting:
     """How an endpoint is compiled at one batch size.
 
     Args:
-        fusion: Whether XLA's CPU backend hands chains of products and elementwise work to its library.
+        fusion: Whether XLA's CPU backend hands chains of products and elementwise work to its library; None
+            leaves that to the executor's rule.
         convolutions: The forms of the layers of some shapes, as for `forms_of_convolutions`.
     """
 
-    fusion: bool = False
-    convolutions: tuple[tuple[ConvShape, int], ...] = ()
+    fusion: bool | None = None
+    convolutions: Forms = ()
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def _checked(facts: Mapping[str, Any]) -> Tuned:
         raise ValueError(f"expected positive integers, got {counts}")
     for size, setting in settings.items():
         known = all(form in forms_for(shape) for shape, form in setting.convolutions)
-        if type(setting.fusion) is not bool or not known:
+        if not isinstance(setting.fusion, bool | None) or not known:
             raise ValueError(f"batch size {size} cannot be compiled with {setting}")
     return tuned
 

@@ -49,7 +49,13 @@ class Throughput:
 
 
 def measure_latency(
-    executor: Executor, endpoint: str, batch_size: int, num_runs: int = 100, *, warmup_runs: int = 3
+    executor: Executor,
+    endpoint: str,
+    batch_size: int,
+    num_runs: int = 100,
+    *,
+    warmup_runs: int = 3,
+    said: Mapping[str, Any] | None = None,
 ) -> Timing:
     """Times one batch alone, from host rows to host results.
 
@@ -59,8 +65,9 @@ def measure_latency(
         batch_size: Rows a batch, one of the executor's.
         num_runs: Batches to time at most, from 1; fewer, but 6, where that takes over a second.
         warmup_runs: As for `time_calls`.
+        said: As for `example_rows`.
     """
-    chunk = example_rows(executor, endpoint, batch_size) or batch_size
+    chunk = example_rows(executor, endpoint, batch_size, said) or batch_size
     key = sample_key(0)
     return time_calls(
         lambda: next(executor.map(endpoint, [chunk], key=key)),
@@ -78,6 +85,7 @@ def measure_throughput(
     min_seconds: float = 0.12,
     num_rounds: int = 20,
     batch_seconds: float | None = None,
+    said: Mapping[str, Any] | None = None,
 ) -> Throughput:
     """Times streams of batches, from host rows to host results.
 
@@ -90,11 +98,12 @@ def measure_throughput(
         num_rounds: Rounds at most, from 1; fewer, but 6, where they take four times as long as they should.
             It takes 6 to say how reliable the median is.
         batch_seconds: What one batch alone takes, where that is known.
+        said: As for `example_rows`.
     """
     if batch_seconds is None:
-        batch_seconds = measure_latency(executor, endpoint, batch_size, 1).median
+        batch_seconds = measure_latency(executor, endpoint, batch_size, 1, said=said).median
     run, num_rows = batch_stream(
-        executor, endpoint, batch_size, min_seconds=min_seconds, batch_seconds=batch_seconds
+        executor, endpoint, batch_size, min_seconds=min_seconds, batch_seconds=batch_seconds, said=said
     )
     limit = 4 * num_rounds * min_seconds
     rounds = time_calls(run, num_rounds, warmup_runs=0, settle_seconds=0, max_seconds=limit)
@@ -102,7 +111,13 @@ def measure_throughput(
 
 
 def batch_stream(
-    executor: Executor, endpoint: str, batch_size: int, *, min_seconds: float, batch_seconds: float
+    executor: Executor,
+    endpoint: str,
+    batch_size: int,
+    *,
+    min_seconds: float,
+    batch_seconds: float,
+    said: Mapping[str, Any] | None = None,
 ) -> tuple[Callable[[], NDArray[Any]], int]:
     """A function that runs what `measure_throughput` times, and the number of its rows.
 
@@ -113,7 +128,7 @@ def batch_stream(
     num_batches = max(math.ceil(at_once * min_seconds / batch_seconds), 2 * executor.executions_in_flight)
     row_bytes = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs.values())
     num_different = min(num_batches, max(_POOL_BYTES // max(row_bytes * batch_size, 1), 1))
-    pool = example_rows(executor, endpoint, num_different * batch_size)
+    pool = example_rows(executor, endpoint, num_different * batch_size, said)
     batches = [
         {name: rows[start : start + batch_size] for name, rows in pool.items()} or batch_size
         for start in range(0, num_different * batch_size, batch_size)
@@ -129,8 +144,16 @@ def batch_stream(
     return run, num_batches * batch_size
 
 
-def example_rows(executor: Executor, endpoint: str, num_rows: int) -> dict[str, NDArray[Any]]:
-    """Valid host rows of an endpoint: random inputs, and those that are made where nobody says anything.
+def example_rows(
+    executor: Executor, endpoint: str, num_rows: int, said: Mapping[str, Any] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Valid host rows of an endpoint: random inputs, and those that are made of fields.
+
+    Args:
+        executor: Has the endpoint.
+        endpoint: Its name.
+        num_rows: How many.
+        said: Fields that do not take their default.
 
     Returns:
         Arrays [rows, ...] by name.
@@ -139,8 +162,8 @@ def example_rows(executor: Executor, endpoint: str, num_rows: int) -> dict[str, 
     rows = random_rows({name: specs[name] for name in made.given}, num_rows)
     if made.says is None:
         return rows
-    said = Said(made.says, checked_fields(endpoint, made.says.fields, {}, num_rows))
-    return {**rows, **said.rows(0, num_rows)}
+    fields = Said(made.says, checked_fields(endpoint, made.says.fields, said or {}, num_rows))
+    return {**rows, **fields.rows(0, num_rows)}
 
 
 def random_rows(specs: Mapping[str, TensorSpec], num_rows: int) -> dict[str, NDArray[Any]]:

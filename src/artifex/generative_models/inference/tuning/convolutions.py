@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -18,30 +20,53 @@ from artifex.generative_models.core.convolutions import (
     formed,
     forms_for,
 )
+from artifex.generative_models.inference.executor.settings import Forms
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
 MAX_ERROR = 1e-4  # of a whole network, over the deviation of what it gives
-_TURNS = 9
+_TURNS = 5
 _TURN_SECONDS = 0.004
-_FASTER = 0.97  # of the plain form's time, which another form must stay under to be taken
+_FASTER = 0.95  # of the plain form's time, which another form must stay under to be taken
+_COPIES = (
+    8  # of the filters, that are used in turns: those of a network's other layers push them out of caches
+)
 
 
-def fastest_forms(shapes: Iterable[ConvShape], num_rows: int, dtype: DTypeLike) -> dict[ConvShape, int]:
-    """The form of each shape that takes the least time; shapes for which that is the plain one are left out.
+@dataclass(frozen=True)
+class Work:
+    """How an executor runs a network with the layers.
+
+    Args:
+        dtype: Of the pictures and the kernels.
+        at_once: Executions that compute at the same time.
+        keeps_filters: Whether filters are made once for many calls of a layer, outside a loop.
+    """
+
+    dtype: DTypeLike
+    at_once: int
+    keeps_filters: bool
+
+
+def fastest_forms(shapes: Iterable[ConvShape], sizes: Iterable[int], work: Work) -> dict[int, Forms]:
+    """The forms that take the least time, by batch size; layers whose plain form does are left out.
 
     Args:
         shapes: Of the layers.
-        num_rows: Rows of a batch.
-        dtype: Of the pictures and the kernels.
+        sizes: Rows of a batch. A form that does not pay for many is not tried for fewer.
+        work: How they are run.
     """
     found = {}
-    for shape in sorted(shapes):
-        times = _times(shape, num_rows, dtype)
-        form = min(times, key=lambda form: times[form])
-        if form != PLAIN and times[form] < _FASTER * times[PLAIN]:
-            found[shape] = form
+    left = sorted(shapes)
+    for size in sorted(sizes, reverse=True):
+        times = {shape: _times(shape, size, work) for shape in left}
+        best = {shape: min(seconds, key=seconds.__getitem__) for shape, seconds in times.items()}
+        pays = {s: form for s, form in best.items() if times[s][form] < _FASTER * times[s][PLAIN]}
+        if not pays:
+            break
+        found[size] = tuple(pays.items())
+        left = [*pays]
     return found
 
 
@@ -58,37 +83,52 @@ def largest_error(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarr
     return max((error if error == error else np.inf for error in errors), default=0.0)
 
 
-def _times(shape: ConvShape, num_rows: int, dtype: DTypeLike) -> dict[int, float]:
+def _times(shape: ConvShape, num_rows: int, work: Work) -> dict[int, float]:
     """Seconds that each form takes, all in turns."""
     random = np.random.default_rng(0)
     scale = 1 + shape.doubles
     pictures = (num_rows, shape.height // scale, shape.width // scale, shape.in_features)
-    x = jnp.asarray(random.standard_normal(pictures, np.float32), dtype)
-    kernel = jnp.asarray(random.standard_normal((3, 3, *shape[2:4]), np.float32), dtype)
-    calls: dict[int, Callable[[], Any]] = {}
-    for form in forms_for(shape):
-        filters = kernel if form == PLAIN else filters_of(kernel, shape.doubles, form)
-        calls[form] = _compiled(shape, form, x, filters)
-    once = {form: _seconds(call) for form, call in calls.items()}
-    counts = {form: max(1, round(_TURN_SECONDS / seconds)) for form, seconds in once.items()}
-    times: dict[int, list[float]] = {form: [] for form in calls}
-    for _ in range(_TURNS):
-        for form, call in calls.items():
-            times[form].append(_seconds(call, counts[form]))
+    x = jnp.asarray(random.standard_normal(pictures, np.float32), work.dtype)
+    kernel = jnp.asarray(random.standard_normal((3, 3, *shape[2:4]), np.float32), work.dtype)
+    with ThreadPoolExecutor(work.at_once) as pool:
+        calls = {form: _call(shape, form, x, kernel, work, pool) for form in forms_for(shape)}
+        once = {form: _seconds(call) for form, call in calls.items()}
+        counts = {form: max(1, round(_TURN_SECONDS / seconds)) for form, seconds in once.items()}
+        times: dict[int, list[float]] = {form: [] for form in calls}
+        for _ in range(_TURNS):
+            for form, call in calls.items():
+                times[form].append(_seconds(call, counts[form]))
     return {form: statistics.median(seconds) for form, seconds in times.items()}
 
 
-def _compiled(shape: ConvShape, form: int, x: jax.Array, filters: jax.Array) -> Callable[[], jax.Array]:
+def _call(
+    shape: ConvShape, form: int, x: jax.Array, kernel: jax.Array, work: Work, pool: ThreadPoolExecutor
+) -> Callable[[], None]:
+    """Runs a layer so often at once as an executor would, with each copy of the filters in turn."""
+    is_made = form == PLAIN or not work.keeps_filters
+    filters = kernel if is_made else filters_of(kernel, shape.doubles, form)
+
     def run(x: jax.Array, filters: jax.Array) -> jax.Array:
-        return formed(x, filters, shape.doubles, form)
+        made = filters_of(filters, shape.doubles, form) if is_made and form != PLAIN else filters
+        return formed(x, made, shape.doubles, form)
 
     executable = jax.jit(run).lower(x, filters).compile()
-    jax.block_until_ready(executable(x, filters))
-    return lambda: executable(x, filters)
+    copies = [filters.copy() for _ in range(_COPIES)]
+
+    def all_copies(_: int) -> None:
+        for copy in copies:
+            jax.block_until_ready(executable(x, copy))
+
+    def call() -> None:
+        for _ in pool.map(all_copies, range(work.at_once)):
+            pass
+
+    call()
+    return call
 
 
-def _seconds(call: Callable[[], Any], count: int = 1) -> float:
+def _seconds(call: Callable[[], None], count: int = 1) -> float:
     start = time.perf_counter()
     for _ in range(count):
-        jax.block_until_ready(call())
+        call()
     return (time.perf_counter() - start) / count

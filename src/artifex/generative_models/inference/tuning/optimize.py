@@ -18,10 +18,17 @@ from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import Endpoint, Model
 from artifex.generative_models.core.errors import CacheError, InputError, OutOfDeviceMemoryError
 from artifex.generative_models.core.keys import sample_key
+from artifex.generative_models.core.sampling.loop import Loop
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.overlap import is_out_of_memory
 from artifex.generative_models.inference.executor.program import cpu_options
-from artifex.generative_models.inference.executor.settings import Setting, Tuned, powers_up_to, save_tuned
+from artifex.generative_models.inference.executor.settings import (
+    Forms,
+    Setting,
+    Tuned,
+    powers_up_to,
+    save_tuned,
+)
 from artifex.generative_models.inference.executor.shared import forget_executors
 from artifex.generative_models.inference.measure.throughput import (
     batch_stream,
@@ -32,6 +39,7 @@ from artifex.generative_models.inference.measure.throughput import (
 from artifex.generative_models.inference.measure.timing import check_count
 from artifex.generative_models.inference.tuning.convolutions import (
     MAX_ERROR,
+    Work,
     fastest_forms,
     largest_error,
 )
@@ -45,6 +53,9 @@ _GLANCE_SECONDS = 0.05
 _GLANCES = 3
 _TURN_SECONDS = 0.1
 _TURNS = 7
+_SLOW_SECONDS = 0.1  # of a batch, from which on one run averages over what disturbs others
+_SLOW_TURNS = 3
+_STEPS = 10  # of a loop
 _FINALISTS = 5
 _AS_FAST = 0.98  # a smaller batch that reaches this share of the highest rate is as good, and answers sooner
 _SURELY = 0.95  # and this share in all turns but one
@@ -69,7 +80,8 @@ def tune(
     shapes on the same kind of device and version of jaxlib. `search` says what is tried, in which order, and
     when that ends; the best few are then measured again in turns, until the sizes on either side of the best
     were among them. Of those that are as fast within 2 %, in nearly every turn, the smallest batch is chosen.
-    On a CPU it then takes the forms of 3×3 convolutions that are the fastest for their shapes, if the whole
+    Where callers can say a number of steps, 10 are taken: batches are compared with each other alone. On a
+    CPU it then takes the forms of 3×3 convolutions that are the fastest for their shapes, if the whole
     network is faster by them and within 1e-4 of the deviation of its outputs.
 
     Arguments that are not named here are those of `Executor`.
@@ -111,7 +123,7 @@ def tune(
             raise OutOfDeviceMemoryError(
                 f"{endpoint}: no memory for a batch of {space.batch_sizes[0]}, the smallest of all"
             )
-        chosen = bench.with_other_convolutions(bench.best())
+        chosen, convolutions = bench.convolutions(bench.best())
     finally:
         if freezes:
             gc.unfreeze()
@@ -122,6 +134,7 @@ def tune(
         tuple(sorted(bench.trials.values(), key=lambda trial: trial.candidate.batch_size)),
         chosen,
         bench.too_large,
+        convolutions,
         time.perf_counter() - start,
         None if store else "not asked for",
     )
@@ -183,6 +196,7 @@ class _Bench:
     trials: dict[Candidate, Trial] = field(default_factory=dict)
     too_large: int | None = None
     batch_sizes: Sequence[int] = ()  # that come into question, ascending
+    said: dict[str, int] = field(default_factory=dict)  # fields that do not take their default
 
     def space(self, batch_sizes: Sequence[int]) -> Space:
         """What may be tried on the devices at hand."""
@@ -190,6 +204,10 @@ class _Bench:
             check_count("batch_sizes", size, 1)
         plain = self.make(batch_sizes=batch_sizes, tuned=False)
         plain.spec(self.endpoint)  # raises where there is none
+        says = plain.endpoints[self.endpoint].says
+        steps = None if says is None else says.fields.get("num_steps")
+        if steps is not None and steps.default > _STEPS:
+            self.said["num_steps"] = _STEPS
         usual = plain.executions_in_flight
         self.batch_sizes = plain.batch_sizes
         on_cpu = DeviceManager().default_device.platform == "cpu"
@@ -219,14 +237,19 @@ class _Bench:
             free = DeviceManager().free_memory() if self.max_memory is None else self.max_memory
             if free is not None and memory > free:
                 raise OutOfDeviceMemoryError(f"{size} rows need {memory:,} bytes, and {free:,} are free")
-            latency = measure_latency(executor, self.endpoint, size, 10, warmup_runs=1).median
+            latency = measure_latency(executor, self.endpoint, size, 1, warmup_runs=1, said=self.said).median
+            if latency < _SLOW_SECONDS:
+                latency = measure_latency(
+                    executor, self.endpoint, size, 10, warmup_runs=0, said=self.said
+                ).median
             glance = measure_throughput(
                 executor,
                 self.endpoint,
                 size,
                 min_seconds=_GLANCE_SECONDS,
-                num_rounds=_GLANCES,
+                num_rounds=_GLANCES if latency < _SLOW_SECONDS else 1,
                 batch_seconds=latency,
+                said=self.said,
             )
         except (OutOfDeviceMemoryError, jax.errors.JaxRuntimeError) as error:
             if not is_out_of_memory(error):
@@ -264,32 +287,45 @@ class _Bench:
         as_fast = [trial for trial in again if _is_as_fast(trial, highest)]
         return min(as_fast, key=lambda trial: (trial.candidate.batch_size, -trial.rows_per_second))
 
-    def with_other_convolutions(self, chosen: Trial) -> Trial:
-        """The chosen trial, or one of the same candidate with the fastest forms of convolutions.
+    def convolutions(self, chosen: Trial) -> tuple[Trial, dict[int, Forms]]:
+        """The fastest forms of convolutions by batch size, and the chosen trial with them.
 
         Their sums are rounded otherwise: forms are taken only where the whole network stays within
-        `MAX_ERROR` of what it gives without.
+        `MAX_ERROR` of what it gives without, and is faster.
         """
         candidate = chosen.candidate
         executor, size = self.executor(candidate), candidate.batch_size
         if DeviceManager().default_device.platform != "cpu":
-            return chosen  # accelerators have libraries that choose forms themselves
+            return chosen, {}  # accelerators have libraries that choose forms themselves
         shapes = executor.convolution_shapes(self.endpoint, size)
-        forms = fastest_forms(shapes, size, executor.dtype or jnp.float32)
-        rows = example_rows(executor, self.endpoint, size) or size
+        work = Work(
+            executor.dtype or jnp.float32,
+            at_once=candidate.executions_in_flight,
+            keeps_filters=isinstance(executor.endpoints[self.endpoint].fn, Loop),
+        )
+        fastest = fastest_forms(shapes, powers_up_to(size), work)
+        if size not in fastest:
+            return chosen, {}
+        rows = example_rows(executor, self.endpoint, size, self.said) or size
         wanted = self._outputs(candidate, rows)
-        for largest in sorted({*forms.values()}, reverse=True):  # fewer products, and more error, first
-            taken = tuple(sorted((shape, min(form, largest)) for shape, form in forms.items()))
-            other = replace(candidate, setting=replace(candidate.setting, convolutions=taken))
-            if largest_error(self._outputs(other, rows), wanted) > MAX_ERROR:
-                continue
+        for largest in sorted({form for _, form in fastest[size]}, reverse=True):  # most error first
+            forms = {
+                size: tuple((shape, min(form, largest)) for shape, form in found)
+                for size, found in fastest.items()
+            }
+            other = replace(candidate, setting=replace(candidate.setting, convolutions=forms[size]))
             if self.measure(other) is None:
-                return chosen
+                break
+            if largest_error(self._outputs(other, rows), wanted) > MAX_ERROR:
+                del self.trials[other]
+                continue
             rates = self._in_turns([candidate, other])
             faster = statistics.median(b / a for a, b in zip(rates[candidate], rates[other], strict=True))
-            again = replace(self.trials[other], rates=tuple(rates[other]))
-            return chosen if faster * _AS_FAST < 1 else again
-        return chosen
+            if faster * _AS_FAST < 1:
+                break
+            self.trials[other] = replace(self.trials[other], rates=tuple(rates[other]))
+            return self.trials[other], forms
+        return chosen, {}
 
     def _outputs(self, candidate: Candidate, rows: dict[str, Any] | int) -> dict[str, Any]:
         """What a candidate gives for rows."""
@@ -305,10 +341,12 @@ class _Bench:
                 candidate.batch_size,
                 min_seconds=_TURN_SECONDS,
                 batch_seconds=self.trials[candidate].latency_seconds,
+                said=self.said,
             )
             for candidate in finalists
         }
-        for _ in range(_TURNS):
+        slow = min(self.trials[candidate].latency_seconds for candidate in finalists) >= _SLOW_SECONDS
+        for _ in range(_SLOW_TURNS if slow else _TURNS):
             for candidate, (run, num_rows) in streams.items():
                 self.executor(candidate)  # with its number of executions in flight
                 start = time.perf_counter()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from artifex.generative_models.inference.executor.cost import Cost
-from artifex.generative_models.inference.executor.settings import Tuned
+from artifex.generative_models.inference.executor.settings import Forms, Setting, Tuned
 from artifex.generative_models.inference.tuning.search import Candidate
 
 
@@ -42,7 +43,9 @@ class Trial:
         return {
             "batch_size": self.candidate.batch_size,
             "fusion": self.candidate.setting.fusion,
-            "convolutions": [[*shape, form] for shape, form in self.candidate.setting.convolutions],
+            "convolutions": [
+                {**shape._asdict(), "form": form} for shape, form in self.candidate.setting.convolutions
+            ],
             "executions_in_flight": self.candidate.executions_in_flight,
             "compile_ms": 1e3 * self.compile_seconds,
             "memory_bytes": self.memory_bytes,
@@ -65,6 +68,7 @@ class TuningReport:
         chosen: The best of them.
         too_large: The smallest batch size that was left out, since it needs more memory than there is, if
             any was.
+        convolutions: Forms of 3×3 convolutions, by batch size, where others than the plain one are faster.
         seconds: That tuning took.
         not_stored: Why the result is not kept for later; None where it is.
     """
@@ -75,6 +79,7 @@ class TuningReport:
     trials: tuple[Trial, ...]
     chosen: Trial
     too_large: int | None
+    convolutions: Mapping[int, Forms]
     seconds: float
     not_stored: str | None
 
@@ -96,6 +101,8 @@ class TuningReport:
             if trial.candidate.batch_size < chosen.batch_size:
                 settings[trial.candidate.batch_size] = trial.candidate.setting
         settings[chosen.batch_size] = chosen.setting
+        for size, forms in self.convolutions.items():
+            settings[size] = replace(settings.get(size, Setting()), convolutions=forms)
         return Tuned(chosen.batch_size, chosen.executions_in_flight, settings)
 
     def as_dict(self) -> dict[str, Any]:
