@@ -17,7 +17,7 @@ def trial(size, setting=PLAIN, latency=1.0, rates=(1.0,)):
 
 
 def report(trials, chosen):
-    return TuningReport("third", "cpu", "0.10", tuple(trials), chosen, 16, 2.5, None)
+    return TuningReport("third", "cpu", "0.10", tuple(trials), chosen, 16, {}, 2.5, None)
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1))
@@ -43,6 +43,7 @@ def test_a_report_goes_through_json():
     assert facts["chosen"] == {
         "batch_size": 8,
         "fusion": True,
+        "convolutions": [],
         "executions_in_flight": 2,
         "compile_ms": 500.0,
         "memory_bytes": 60,
@@ -52,7 +53,7 @@ def test_a_report_goes_through_json():
         "rows_per_second_high": 30.0,
     }
     assert facts["trials"] == [{**facts["chosen"], "pareto": True}]
-    others = {"endpoint", "device_kind", "jaxlib", "too_large", "seconds", "not_stored"}
+    others = {"endpoint", "device_kind", "jaxlib", "too_large", "convolutions", "seconds", "not_stored"}
     assert facts.keys() == others | {"chosen", "trials"}
     assert facts["too_large"] == 16
 

@@ -88,7 +88,7 @@ def test_ends_where_nothing_fits():
 
 def test_one_candidate_is_measured_once():
     only = space((3,), (False,), (1,))
-    assert asked(only, lambda candidate: 1.0) == [(Candidate(3, Setting(), 1), 1.0)]
+    assert asked(only, lambda candidate: 1.0) == [(Candidate(3, Setting(fusion=False), 1), 1.0)]
 
 
 def test_a_failure_is_passed_on():

@@ -43,9 +43,7 @@ class Trial:
         return {
             "batch_size": self.candidate.batch_size,
             "fusion": self.candidate.setting.fusion,
-            "convolutions": [
-                {**shape._asdict(), "form": form} for shape, form in self.candidate.setting.convolutions
-            ],
+            "convolutions": _as_dicts(self.candidate.setting.convolutions),
             "executions_in_flight": self.candidate.executions_in_flight,
             "compile_ms": 1e3 * self.compile_seconds,
             "memory_bytes": self.memory_bytes,
@@ -115,6 +113,11 @@ class TuningReport:
             "chosen": self.chosen.as_dict(),
             "trials": [{**trial.as_dict(), "pareto": trial in front} for trial in self.trials],
             "too_large": self.too_large,
+            "convolutions": {size: _as_dicts(forms) for size, forms in self.convolutions.items()},
             "seconds": self.seconds,
             "not_stored": self.not_stored,
         }
+
+
+def _as_dicts(forms: Forms) -> list[dict[str, int]]:
+    return [{**shape._asdict(), "form": form} for shape, form in forms]
