@@ -12,6 +12,7 @@ from flax import nnx
 from shared import randomised
 
 import artifex
+from artifex.generative_models.core.convolutions import forms_for, shapes_of_convolutions
 from artifex.generative_models.core.errors import (
     ArtifexError,
     CheckpointCorruptError,
@@ -23,7 +24,8 @@ from artifex.generative_models.core.errors import (
 )
 from artifex.generative_models.core.sampling import linear
 from artifex.generative_models.core.sharding import WeightLayout
-from artifex.generative_models.inference import load_exported_model
+from artifex.generative_models.inference import Executor, load_exported_model
+from artifex.generative_models.inference.executor.settings import Setting, Tuned
 from artifex.generative_models.inference.formats import restoring
 from artifex.generative_models.inference.formats.diffusers import current_name, described, find_diffusers
 from artifex.generative_models.inference.formats.diffusers_export import export_diffusers
@@ -87,6 +89,34 @@ def test_a_tiny_autoencoder_equals_that_of_diffusers():
     pictures = pipeline.call("decode", z=arrays["mean"])["x"]
     assert error(pictures, arrays["y"]) <= 1e-4
     np.testing.assert_array_equal(pipeline.decode(arrays["mean"]), pipeline.postprocess_fn(pictures))
+
+
+REWRITTEN = {
+    **{name: ("denoise", "x") for name in NETWORKS if name != "dit"},
+    "autoencoder-tiny": ("decode", "x"),
+}
+
+
+@pytest.mark.parametrize("largest", [2, 4])
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_they_do_with_every_convolution_rewritten(name, largest):
+    """The forms take other sums, so that the results are not the same bits."""
+    arrays, (endpoint, output) = golden(name), REWRITTEN[name]
+    wanted = arrays.pop("y")
+    if endpoint == "decode":
+        arrays = {"z": arrays["mean"]}
+    model = load_exported_model(FOLDER / name)[0]
+    plain = Executor(model, batch_sizes=(2,), tuned=False)
+    with shapes_of_convolutions() as shapes:
+        plainly = next(plain.map(endpoint, [arrays]))[output]
+    forms = tuple((shape, min(largest, max(forms_for(shape)))) for shape in sorted(shapes))
+    assert len(forms) > 2
+    assert any(shape.doubles for shape in shapes)
+    tuned = {endpoint: Tuned(2, 1, {2: Setting(convolutions=forms)})}
+    rewritten = Executor(model, batch_sizes=(2,), tuned=tuned)
+    found = next(rewritten.map(endpoint, [arrays]))[output]
+    assert error(found, wanted) <= 1e-4
+    assert not np.array_equal(found, plainly)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
