@@ -90,7 +90,7 @@ def test_many_rows_take_turns_in_a_bounded_pool(plain, monkeypatch):
 
 
 def test_the_latency_is_measured_where_it_is_not_known(plain, monkeypatch):
-    monkeypatch.setattr(throughput, "measure_latency", lambda *args: Timing(np.array([0.01]), 0, 0))
+    monkeypatch.setattr(throughput, "measure_latency", lambda *args, **said: Timing(np.array([0.01]), 0, 0))
     found = measure_throughput(plain, "double", 1, min_seconds=0.2, num_rounds=1)
     assert found.rows == 20 * plain.parallel_executions
 
