@@ -109,6 +109,21 @@ def test_computing_in_bfloat16():
     assert np.abs(np.asarray(found, np.float64) - wanted).max() < 0.1 * wanted.std()
 
 
+@pytest.mark.parametrize("form", [PLAIN, 2])
+def test_weights_and_pictures_of_two_dtypes(form):
+    """As layers of Flax do, it computes in the wider one."""
+    x, kernel = drawn((8, 8, 4, 6), dtype=jnp.bfloat16)
+    layer = Conv3x3(4, 6, rngs=nnx.Rngs(0))
+    wide = nnx.Conv(4, 6, (3, 3), padding=1, rngs=nnx.Rngs(0))
+    layer.kernel, wide.kernel = nnx.Param(kernel), nnx.Param(kernel)
+    chosen = {ConvShape(8, 8, 4, 6, doubles=False): form}
+    with forms_of_convolutions(chosen), jax.numpy_dtype_promotion("standard"):
+        found = layer(x.astype(jnp.float32))
+        wanted = wide(x.astype(jnp.float32))
+    assert found.dtype == wanted.dtype == jnp.float32
+    assert np.abs(found - wanted).max() < (1e-5 if form == PLAIN else 0.02) * wanted.std()
+
+
 class Stack(nnx.Module):
     """Two layers, of which one is a layer in another form."""
 

@@ -99,6 +99,10 @@ def test_another_jaxlib_has_a_result_of_its_own(monkeypatch):
                 {"settings": {"0": {}}},
                 {"settings": {"4": {"fusion": "yes"}}},
                 {"settings": {"4": {"unknown": 1}}},
+                {"settings": {"4": {"convolutions": [[[8, 8, 4, 4, False], 3]]}}},
+                {"settings": {"4": {"convolutions": [[[8, 8, 4, 4, True], 4]]}}},
+                {"settings": {"4": {"convolutions": [[[8, 8, 4], 2]]}}},
+                {"settings": {"4": {"convolutions": 2}}},
             )
         ),
     ],

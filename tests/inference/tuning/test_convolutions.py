@@ -10,11 +10,12 @@ from artifex.generative_models.core.convolutions import PLAIN, ConvShape, forms_
 from artifex.generative_models.core.nn import Conv3x3
 from artifex.generative_models.inference import Executor
 from artifex.generative_models.inference.executor.settings import load_tuned
-from artifex.generative_models.inference.tuning import convolutions, optimize
+from artifex.generative_models.inference.tuning import bench, convolutions
 from artifex.generative_models.inference.tuning.convolutions import Work, fastest_forms, largest_error
+from artifex.generative_models.inference.tuning.optimize import tune
 
 SMALL, LARGE = ConvShape(4, 4, 2, 2, False), ConvShape(16, 16, 2, 2, False)
-WORK = Work(jnp.float32, at_once=2, keeps_filters=True)
+WORK = Work(at_once=2, keeps_filters=True)
 
 
 class Doubled(nnx.Module):
@@ -48,16 +49,16 @@ def timed(monkeypatch):
 def faster(monkeypatch, timed):
     """Every form is fast, and so are networks that have one."""
     timed(lambda shape, size: {form: 1 / form for form in forms_for(shape)})
-    in_turns = optimize._Bench._in_turns
+    in_turns = bench.Bench._in_turns
 
-    def with_forms(bench, finalists):
-        rates = in_turns(bench, finalists)
+    def with_forms(self, finalists):
+        rates = in_turns(self, finalists)
         return {
             candidate: [2.0 if candidate.setting.convolutions else 1.0 for _ in values]
             for candidate, values in rates.items()
         }
 
-    monkeypatch.setattr(optimize._Bench, "_in_turns", with_forms)
+    monkeypatch.setattr(bench.Bench, "_in_turns", with_forms)
 
 
 def test_a_form_is_taken_where_it_is_faster(timed):
@@ -83,14 +84,14 @@ def test_a_form_that_does_not_pay_for_many_rows_is_not_tried_for_fewer(timed):
 def test_forms_are_measured(doubles, keeps_filters, monkeypatch):
     monkeypatch.setattr(convolutions, "_TURN_SECONDS", 1e-5)
     shape = ConvShape(4, 4, 2, 2, doubles)
-    times = convolutions._times(shape, 2, Work(jnp.float32, 2, keeps_filters))
+    times = convolutions._times(shape, 2, Work(2, keeps_filters))
     assert times.keys() == set(forms_for(shape))
     assert all(seconds > 0 for seconds in times.values())
 
 
 def test_the_whole_network_takes_them(faster):
     model = Doubled()
-    report = optimize.tune(model, batch_sizes=(1, 4), endpoint="doubled")
+    report = tune(model, batch_sizes=(1, 4), endpoint="doubled")
     size = report.chosen.candidate.batch_size
     assert dict(report.chosen.candidate.setting.convolutions) == SHAPES
     assert report.chosen in report.trials
@@ -108,16 +109,21 @@ def test_the_whole_network_takes_them(faster):
 @pytest.mark.parametrize(("errors", "largest"), [([1.0, 0.0], 2), ([1.0, 1.0], None), ([np.inf, 1e-5], 2)])
 def test_forms_that_are_too_far_off_are_not_taken(faster, monkeypatch, errors, largest):
     given = iter(errors)
-    monkeypatch.setattr(optimize, "largest_error", lambda found, wanted: next(given))
-    report = optimize.tune(Doubled(), batch_sizes=(2,), endpoint="doubled", store=False)
+    monkeypatch.setattr(bench, "largest_error", lambda found, wanted: next(given))
+    report = tune(Doubled(), batch_sizes=(2,), endpoint="doubled", store=False)
     wanted = {} if largest is None else {shape: min(form, largest) for shape, form in SHAPES.items()}
     assert dict(report.chosen.candidate.setting.convolutions) == wanted
     assert report.chosen in report.trials
 
 
+def test_narrower_dtypes_are_left_as_they_are(faster):
+    report = tune(Doubled(), batch_sizes=(2,), endpoint="doubled", store=False, dtype="bfloat16")
+    assert report.convolutions == {}
+
+
 def test_a_network_that_is_no_faster_stays_as_it_is(timed):
     timed(lambda shape, size: dict.fromkeys(forms_for(shape), 1.0))
-    report = optimize.tune(Doubled(), batch_sizes=(2,), endpoint="doubled", store=False)
+    report = tune(Doubled(), batch_sizes=(2,), endpoint="doubled", store=False)
     assert report.convolutions == {}
     assert report.chosen.candidate.setting.convolutions == ()
 

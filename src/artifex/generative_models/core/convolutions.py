@@ -1,9 +1,9 @@
 """3×3 convolutions in fewer multiplications, for where these are what takes the time.
 
-On a CPU XLA's convolutions run at the rate of matrix products, so only fewer products help. Winograd's
-F(m×m, 3×3) makes a tile of m×m outputs of (m+2)² products where the plain form takes 9 m²: 2.25 times as
-few for m = 2, and 4 times for m = 4, whose sums lose a digit more. Nearest-neighbour doubling before a
-convolution makes it four 2×2 convolutions, of 16 products where there were 36.
+On a CPU convolutions that keep all cores busy run at the rate of matrix products, so only fewer products
+help. Winograd's F(m×m, 3×3) makes a tile of m×m outputs of (m+2)² products where the plain form takes 9 m²:
+2.25 times as few for m = 2, and 4 times for m = 4, whose sums lose a digit more. Nearest-neighbour doubling
+before a convolution makes it four 2×2 convolutions, of 16 products where there were 36.
 
 Which form a layer takes is said from outside, by the shape of its pictures and kernel, while it is traced;
 without a word it is the plain one.
@@ -88,7 +88,6 @@ def _winograd(side: int, points: Sequence[float]) -> _Winograd:
 _TILES = {2: _winograd(2, (0, 1, -1)), 4: _winograd(4, (0, 1, -1, 2, -2))}
 # Of each phase of doubled pixels, even and odd, how two taps are made of the kernel's three.
 _PHASES = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
-_EXACT = jax.lax.Precision.HIGHEST
 _chosen: ContextVar[Mapping[ConvShape, int]] = ContextVar("forms", default=MappingProxyType({}))
 _seen: ContextVar[set[ConvShape] | None] = ContextVar("shapes", default=None)
 _made: ContextVar[Mapping[tuple[int, bool, int], Any]] = ContextVar("filters", default=MappingProxyType({}))
@@ -192,7 +191,8 @@ def filters_of(kernel: Float[Array, "3 3 in out"], doubles: bool, form: int) -> 
     """The kernel as a form takes it, computed in float32.
 
     Returns:
-        [points, in, out] for tiles; for doubled pixels [2, 2, 2, 2, in, out], rows and columns of each phase.
+        [points, in, out] for tiles, the points of a row after one another for each column; for doubled pixels
+        [2, 2, 2, 2, in, out]: the phase along rows and along columns, and the taps along each.
     """
     wide = kernel.astype(jnp.float32)
     if doubles:

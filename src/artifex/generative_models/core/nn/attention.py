@@ -73,8 +73,8 @@ def attend(
     r"""$\mathrm{softmax}(q k^T / \sqrt d)\, v$ of each head, the softmax in float32.
 
     What the scores are divided by is divided out of the result, which is smaller. Scores of many tokens are
-    made for some heads and queries at a time: on a CPU they stay in its caches, and nowhere do they take
-    more than a gigabyte.
+    made for some heads and queries at a time: on a CPU two megabytes, which stay in its caches, elsewhere a
+    gigabyte, or those of 32 queries of one head where that is more.
     """
     q, k, v = (x.transpose(2, 0, 1, 3) for x in (q, k, v))
     attended = jax.lax.platform_dependent(
@@ -97,18 +97,18 @@ def _in_blocks(
         return _attended(q, k, v)
     together = max(1, block // (tokens * a_query))
     together = next(n for n in range(min(together, heads), 0, -1) if heads % n == 0)
-    queries = tokens
-    while queries % 2 == 0 and queries > _QUERIES and together * queries * a_query > block:
-        queries //= 2
+    queries = tokens if together > 1 else min(tokens, max(_QUERIES, block // a_query))
+    num_cuts = -(-tokens // queries)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, num_cuts * queries - tokens), (0, 0)))
 
     def of_heads(parts: tuple[Array, Array, Array]) -> Array:
         q, k, v = parts
-        cut = jnp.moveaxis(q.reshape(together, batch, -1, queries, d), 2, 0)
+        cut = jnp.moveaxis(q.reshape(together, batch, num_cuts, queries, d), 2, 0)
         found = jax.lax.map(lambda part: _attended(part, k, v), cut)
-        return jnp.moveaxis(found, 0, 2).reshape(together, batch, tokens, d)
+        return jnp.moveaxis(found, 0, 2).reshape(together, batch, num_cuts * queries, d)
 
-    grouped = [x.reshape(-1, together, batch, tokens, d) for x in (q, k, v)]
-    return jax.lax.map(of_heads, tuple(grouped)).reshape(heads, batch, tokens, d)
+    grouped = [x.reshape(heads // together, together, *x.shape[1:]) for x in (q, k, v)]
+    return jax.lax.map(of_heads, tuple(grouped)).reshape(heads, *q.shape[1:])[:, :, :tokens]
 
 
 def _attended(q: Array, k: Array, v: Array) -> Float[Array, "heads batch queries d"]:

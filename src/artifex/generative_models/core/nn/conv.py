@@ -45,5 +45,7 @@ class Conv3x3(nnx.Module):
         form = chosen_form(
             ConvShape(scale * x.shape[1], scale * x.shape[2], in_features, features, self.doubles)
         )
-        found = formed(x, made_filters(kernel, self.doubles, form), self.doubles, form)
-        return found if self.bias is None else found + self.bias[...].reshape(1, 1, 1, -1)
+        dtype = jnp.promote_types(x.dtype, kernel.dtype)  # as layers of Flax compute
+        filters = made_filters(kernel, self.doubles, form).astype(dtype)
+        found = formed(x.astype(dtype), filters, self.doubles, form)
+        return found if self.bias is None else found + self.bias[...].astype(dtype).reshape(1, 1, 1, -1)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +21,12 @@ from artifex.generative_models.core.convolutions import (
 )
 from artifex.generative_models.inference.executor.settings import Forms
 
-if TYPE_CHECKING:
-    from jax.typing import DTypeLike
-
 MAX_ERROR = 1e-4  # of a whole network, over the deviation of what it gives
 _TURNS = 5
 _TURN_SECONDS = 0.004
 _FASTER = 0.95  # of the plain form's time, which another form must stay under to be taken
-_COPIES = (
-    8  # of the filters, that are used in turns: those of a network's other layers push them out of caches
-)
+# Of the filters, that are used in turns, as those of a network's other layers push them out of caches.
+_COPIES, _COPIES_BYTES = 8, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -39,12 +34,10 @@ class Work:
     """How an executor runs a network with the layers.
 
     Args:
-        dtype: Of the pictures and the kernels.
         at_once: Executions that compute at the same time.
         keeps_filters: Whether filters are made once for many calls of a layer, outside a loop.
     """
 
-    dtype: DTypeLike
     at_once: int
     keeps_filters: bool
 
@@ -88,8 +81,8 @@ def _times(shape: ConvShape, num_rows: int, work: Work) -> dict[int, float]:
     random = np.random.default_rng(0)
     scale = 1 + shape.doubles
     pictures = (num_rows, shape.height // scale, shape.width // scale, shape.in_features)
-    x = jnp.asarray(random.standard_normal(pictures, np.float32), work.dtype)
-    kernel = jnp.asarray(random.standard_normal((3, 3, *shape[2:4]), np.float32), work.dtype)
+    x = jnp.asarray(random.standard_normal(pictures, np.float32))
+    kernel = jnp.asarray(random.standard_normal((3, 3, *shape[2:4]), np.float32))
     with ThreadPoolExecutor(work.at_once) as pool:
         calls = {form: _call(shape, form, x, kernel, work, pool) for form in forms_for(shape)}
         once = {form: _seconds(call) for form, call in calls.items()}
@@ -113,7 +106,9 @@ def _call(
         return formed(x, made, shape.doubles, form)
 
     executable = jax.jit(run).lower(x, filters).compile()
-    copies = [filters.copy() for _ in range(_COPIES)]
+    largest = kernel.nbytes * 4  # F(4×4) makes 36 numbers of 9; each form has as many copies
+    num_copies = max(1, min(_COPIES, _COPIES_BYTES // largest))
+    copies = [filters.copy() for _ in range(num_copies)]
 
     def all_copies(_: int) -> None:
         for copy in copies:
