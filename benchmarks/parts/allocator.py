@@ -45,7 +45,8 @@ def by_map(executor: Executor, x: np.ndarray) -> np.ndarray:
 
 
 def by_batcher(executor: Executor, x: np.ndarray) -> np.ndarray:
-    with Batcher(executor) as batcher:
+    # It waits for whole batches: whoever takes what is there at once may take few rows.
+    with Batcher(executor, max_delay=10.0) as batcher:
         futures = [batcher.submit("hungry", {"x": part}) for part in np.array_split(x, 2)]
         return np.concatenate([future.result()["y"] for future in futures])
 
