@@ -20,6 +20,10 @@ from artifex.generative_models.core.convolutions import (
 )
 from artifex.generative_models.core.nn import Conv3x3
 
+# Compiled whole, since each operation that is compiled alone takes its time.
+compiled = jax.jit(formed, static_argnums=(2, 3))
+compiled_filters = jax.jit(filters_of, static_argnums=(1, 2))
+
 # Rounding of sums of some hundred float32 products, over the output's deviation, by form.
 TOLERANCES = {PLAIN: 0.0, 2: 1e-5, 4: 1e-4}
 
@@ -46,8 +50,8 @@ def test_every_form_is_the_convolution(shape, doubles):
     x, kernel = drawn(shape, doubles)
     wanted = by_hand(doubled(x) if doubles else x, kernel)
     for form in forms_for(ConvShape(*shape, doubles)):
-        filters = kernel if form == PLAIN else filters_of(kernel, doubles, form)
-        found = np.asarray(formed(x, filters, doubles, form))
+        filters = kernel if form == PLAIN else compiled_filters(kernel, doubles, form)
+        found = np.asarray(compiled(x, filters, doubles, form))
         assert found.shape == wanted.shape
         assert np.abs(found - wanted).max() <= max(TOLERANCES[form], 1e-6) * wanted.std()
 
@@ -56,17 +60,17 @@ def test_pictures_of_odd_sizes_and_of_one_pixel():
     for height, width in ((1, 1), (3, 5), (7, 9)):
         x, kernel = drawn((height, width, 4, 4))
         for form in (2, 4):
-            found = np.asarray(formed(x, filters_of(kernel, False, form), False, form))
+            found = np.asarray(compiled(x, compiled_filters(kernel, False, form), False, form))
             np.testing.assert_allclose(found, plain(x, kernel), rtol=1e-3, atol=1e-3)
 
 
 def test_rows_know_nothing_of_one_another():
     x, kernel = drawn((8, 8, 4, 4), rows=3)
     for form in (2, 4):
-        filters = filters_of(kernel, False, form)
-        alone = formed(x[1:2], filters, False, form)
-        np.testing.assert_allclose(formed(x, filters, False, form)[1:2], alone, rtol=1e-4, atol=1e-4)
-        broken = formed(x.at[0].set(np.nan), filters, False, form)
+        filters = compiled_filters(kernel, False, form)
+        alone = compiled(x[1:2], filters, False, form)
+        np.testing.assert_allclose(compiled(x, filters, False, form)[1:2], alone, rtol=1e-4, atol=1e-4)
+        broken = compiled(x.at[0].set(np.nan), filters, False, form)
         assert np.isfinite(broken[1:]).all()
 
 
@@ -101,9 +105,9 @@ def test_a_layer_of_doubled_pixels():
 
 def test_computing_in_bfloat16():
     x, kernel = drawn((8, 8, 16, 8), dtype=jnp.bfloat16)
-    filters = filters_of(kernel, False, 2)
+    filters = compiled_filters(kernel, False, 2)
     assert filters.dtype == jnp.bfloat16
-    found = formed(x, filters, False, 2)
+    found = compiled(x, filters, False, 2)
     assert found.dtype == jnp.bfloat16
     wanted = by_hand(x, kernel)
     assert np.abs(np.asarray(found, np.float64) - wanted).max() < 0.1 * wanted.std()

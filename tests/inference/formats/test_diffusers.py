@@ -97,8 +97,10 @@ REWRITTEN = {
 }
 
 
-@pytest.mark.parametrize("largest", [2, 4])
-@pytest.mark.parametrize("name", REWRITTEN)
+# The larger tiles round more, so they are tried everywhere.
+@pytest.mark.parametrize(
+    ("name", "largest"), [*((name, 4) for name in REWRITTEN), ("unet-attention", 2), ("autoencoder-tiny", 2)]
+)
 def test_they_do_with_every_convolution_rewritten(name, largest):
     """The forms take other sums, so that the results are not the same bits."""
     arrays, (endpoint, output) = golden(name), REWRITTEN[name]
