@@ -12,6 +12,8 @@ import numpy as np
 
 from artifex.generative_models.core.errors import InputError
 
+Seen = tuple[int, dict[str, np.ndarray]]  # of a row, the steps that it has taken and its outputs
+
 _log = logging.getLogger("artifex")
 
 
@@ -53,16 +55,16 @@ class Previews:
         self._on_preview = on_preview
         self._loop = loop
         self._changed = threading.Condition()
-        self._newest: dict[int, tuple[int, dict[str, np.ndarray]]] = {}  # by row: its steps and outputs
+        self._newest: dict[int, Seen] = {}  # by row
         self._is_called = False  # or about to be
         self._ended = False
 
-    def put(self, row: int, steps: int, outputs: Mapping[str, np.ndarray]) -> None:
-        """Takes a preview of a row, in place of one that nobody has seen yet."""
+    def put(self, rows: Mapping[int, Seen]) -> None:
+        """Takes what was seen of rows, in place of what nobody was shown yet."""
         with self._changed:
             if self._ended:
                 return
-            self._newest[row] = steps, dict(outputs)
+            self._newest.update(rows)
             if self._is_called:
                 return
             self._is_called = True

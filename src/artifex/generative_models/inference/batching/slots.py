@@ -26,6 +26,7 @@ from artifex.generative_models.core.errors import (
     OutOfDeviceMemoryError,
 )
 from artifex.generative_models.inference.batching.compiling import CompileLane
+from artifex.generative_models.inference.batching.previews import Seen
 from artifex.generative_models.inference.batching.queue import (
     Answer,
     LineKey,
@@ -205,7 +206,7 @@ class Slots:
         self._changed.notify_all()
 
     def prepare(self, program: Program, width: int) -> None:
-        """Compiles all that a width needs, and what leads to it from those beside it; called without the lock.
+        """Compiles all that a width needs, and ways to it from those beside it; called without the lock.
 
         Raises:
             OutOfDeviceMemoryError: Not even the smallest width fits the device.
@@ -311,7 +312,7 @@ class Slots:
             num_waiting = 0 if waits is None else waits.num_rows
             if not num_waiting and not flow.under_way:
                 del self._flows[flow.key]
-            elif best is None or flow.served < best[0]:
+            elif best is None or flow.served <= best[0]:  # who came last goes first
                 possible = self._possible(lane, flow, num_waiting)
                 if possible is not None:
                     best = flow.served, flow, *possible
@@ -335,13 +336,13 @@ class Slots:
     ) -> tuple[_Group, int, Sequence[int]] | None:
         """What a flow has to do in a lane: with which rows, how many join them, and in how many places."""
         groups = [group for group in lane.groups if group.flow is flow]
-        can_join = any(group.is_open for group in groups)
-        group = groups[0] if groups and (can_join or not num_waiting) else _Group(flow)
-        num_new = len(group.again)
-        if group.is_open:
-            own = sum(len(other.rows) for other in groups)
-            share = -(-(num_waiting + flow.under_way) // len(self._lanes))
-            num_new += max(0, min(num_waiting, min(share, flow.program.max_batch_size) - own))
+        own = sum(len(group.rows) for group in groups)
+        share = -(-(num_waiting + flow.under_way) // len(self._lanes))
+        room = max(0, min(num_waiting, min(share, flow.program.max_batch_size) - own))
+        if not groups or (room and not any(group.is_open for group in groups)):
+            groups.insert(0, _Group(flow))
+        group = groups[0]
+        num_new = len(group.again) + (room if group.is_open else 0)
         num_seated, now = len(group.seated), len(group.seats)
         if not num_seated + num_new:
             return None
@@ -424,8 +425,8 @@ class Slots:
         if turn.widths and turn.widths[-1] != len(group.seats):
             group.resize(group.batch, turn.widths)
         if parts:
-            del group.again[: len(rows)]
             places = group.seat(rows)
+            del group.again[: len(rows)]
             group.batch.enter(merged(parts), places)
 
     def _parts(self, group: _Group, rows: list[Row], answers: list[Answer]) -> tuple[list[Part], list[Row]]:
@@ -494,18 +495,21 @@ class Slots:
             self._check(seat, {FINITE: told.broken[place : place + 1]}, answers)
         looked = group.batch.look([*done, *shown]) if done or shown else {}
         complete: list[Request] = []
+        seen: dict[Request, dict[int, Seen]] = {}
         for i, place in enumerate([*done, *shown]):
             seat = group.seats[place]
             assert seat is not None
             row = {name: value[i : i + 1] for name, value in looked.items()}
             if i >= len(done):
-                assert seat.request.previews is not None
                 seat.shown = seat.steps
                 wanted = {name: row[name][0].copy() for name in seat.request.wanted}
-                seat.request.previews.put(seat.row, seat.steps, wanted)
+                seen.setdefault(seat.request, {})[seat.row] = seat.steps, wanted
             elif self._check(seat, row, answers):
                 self._fill(seat.request, seat.row, row)
                 complete.append(seat.request)
+        for request, rows in seen.items():
+            assert request.previews is not None
+            request.previews.put(rows)
         with self._lock:
             self._clear(group, [*broken, *done])
             self._stats[group.flow.program.name].rows += len(done)
