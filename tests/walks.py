@@ -69,7 +69,7 @@ class StepGate:
 
     def __init__(self, monkeypatch):
         self.seen = []  # (width, rows under way)
-        self.fault = lambda batch: None
+        self.programs = []  # of each
         self._changed = threading.Condition()
         self._permits = float("inf")
         advance = SlotBatch.advance
@@ -77,10 +77,10 @@ class StepGate:
         def gated(batch, most, is_held, **settings):
             with self._changed:
                 self.seen.append((batch.width, int((~is_held).sum())))
+                self.programs.append(batch.program)
                 self._changed.notify_all()
                 assert self._changed.wait_for(lambda: self._permits, TIMEOUT), "nobody opened the gate"
                 self._permits -= 1
-            self.fault(batch)
             return advance(batch, 1, is_held, **settings)
 
         monkeypatch.setattr(SlotBatch, "advance", gated)

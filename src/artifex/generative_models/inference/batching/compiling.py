@@ -18,14 +18,16 @@ class CompileLane:
 
     Args:
         lock: Held by whoever asks.
-        tell: Called, with the lock, when something that was asked for is there.
+
+    Attributes:
+        waiting: Told when something that was asked for is there.
     """
 
-    def __init__(self, lock: threading.RLock, tell: Callable[[], None]):
+    def __init__(self, lock: threading.RLock):
         self._lock = lock
-        self._tell = tell
+        self.waiting: list[threading.Condition] = []
         self._asked: weakref.WeakKeyDictionary[Program, dict[int, bool]] = weakref.WeakKeyDictionary()
-        self._waiting: deque[tuple[Program, int, Callable[[], object]]] = deque()
+        self._queue: deque[tuple[Program, int, Callable[[], object]]] = deque()
         self._thread: threading.Thread | None = None
 
     def is_done(self, program: Program, size: int) -> bool:
@@ -38,7 +40,7 @@ class CompileLane:
         if size in asked:
             return
         asked[size] = False
-        self._waiting.append((program, size, compile_it))
+        self._queue.append((program, size, compile_it))
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="artifex-compiling", daemon=True)
             self._thread.start()
@@ -56,15 +58,16 @@ class CompileLane:
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._waiting:
+                if not self._queue:
                     self._thread = None
                     return
-                program, size, compile_it = self._waiting.popleft()
+                program, size, compile_it = self._queue.popleft()
             try:
                 compile_it()
             except Exception as error:  # which running it raises too, for the requests that it belongs to
                 _log.debug("%s: %d rows: %s", program.name, size, error)
             with self._lock:
                 self._asked[program][size] = True
-                self._tell()
+                for condition in self.waiting:
+                    condition.notify_all()
             del program, compile_it

@@ -68,7 +68,8 @@ class Scheduler:
         self._closed = False
         self._drain = True
         self._stats: defaultdict[str, BatcherStats] = defaultdict(BatcherStats)
-        self._compiling = CompileLane(self._lock, self._compiled)
+        self._compiling = CompileLane(self._lock)
+        self._compiling.waiting.append(self._changed)
         self._slots = Slots(executor, answer, queue, self._stats, self._lock, self._compiling)
         self._threads = [
             threading.Thread(target=self._serve, name=f"artifex-batcher-{i}", daemon=True)
@@ -241,11 +242,6 @@ class Scheduler:
             return True
         self._compiling.ask(program, size, lambda: self.executor.prepare(program, size))
         return False
-
-    def _compiled(self) -> None:
-        """Something was compiled that somebody may wait for."""
-        self._changed.notify_all()
-        self._slots.wake()
 
     def _wake(self) -> None:
         """Has an idle thread look at the queue, unless one is on its way already."""

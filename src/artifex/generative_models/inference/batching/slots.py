@@ -187,6 +187,7 @@ class Slots:
         self._lock = lock
         self._compiling = compiling
         self._changed = threading.Condition(lock)
+        compiling.waiting.append(self._changed)
         self._flows: dict[LineKey, _Flow] = {}
         self._lanes: list[_Lane] = []
         self._threads: list[threading.Thread] = []
