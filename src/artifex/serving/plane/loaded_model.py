@@ -203,9 +203,8 @@ def _is_alike(pipeline: InferencePipeline, other: InferencePipeline) -> bool:
 
 
 def _warm_up(batcher: Batcher, progress: Progress) -> None:
-    executor = batcher.executor
-    ahead = [name for name, endpoint in executor.endpoints.items() if endpoint.ahead]
-    sizes = [(name, size) for name in ahead for size in executor.batch_sizes_of(name)]
+    ahead = [name for name, endpoint in batcher.executor.endpoints.items() if endpoint.ahead]
+    sizes = [(name, size) for name in ahead for size in batcher.batch_sizes_of(name)]
     for done, (name, size) in enumerate(sizes, 1):
         batcher.warmup([name], [size])
         progress(name, done, len(sizes))

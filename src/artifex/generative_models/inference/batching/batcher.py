@@ -45,8 +45,9 @@ class Batcher:
         max_queued_bytes: Bytes that the inputs and outputs of waiting requests may take.
         slots: Whether rows of models that take steps join and leave running batches; else whole batches run
             from their first step to the last of any row.
-        deterministic: Whether everything runs in batches of one size, the largest, so that the bits of a
-            sample do not depend on what else there is to do; `docs/concurrency.md` says what that costs.
+        deterministic: Whether everything runs in batches of one size, so that the bits of a sample do not
+            depend on what else there is to do. It is that of an executor with only one, else 8 on a CPU and
+            the largest elsewhere; `docs/concurrency.md` says what that costs.
 
     Raises:
         InputError: A limit below 1, or a delay that is negative or not finite.
@@ -65,7 +66,7 @@ class Batcher:
     ):
         self.executor = executor_for(model)
         if deterministic and len(self.executor.batch_sizes) > 1:
-            self.executor = self.executor.remade(batch_sizes=self.executor.batch_sizes[-1:])
+            self.executor = self.executor.remade(batch_sizes=[self.executor.usual_width])
         if max_in_flight is None:
             max_in_flight = self.executor.executions_in_flight
         limits = {
@@ -223,16 +224,23 @@ class Batcher:
 
         Args:
             endpoints: Names of the endpoints; None is all.
-            batch_sizes: Which of the executor's; None is all of each endpoint.
+            batch_sizes: Which of those that each is run in; None is all.
 
         Raises:
             InputError: An unknown endpoint.
             OutOfDeviceMemoryError: Not even the smallest batch size fits the device.
         """
         for endpoint in self.executor.endpoints if endpoints is None else endpoints:
-            sizes = self.executor.batch_sizes_of(endpoint)
-            for size in sizes if batch_sizes is None else batch_sizes:
+            for size in self.batch_sizes_of(endpoint) if batch_sizes is None else batch_sizes:
                 self._scheduler.prepare(endpoint, size)
+
+    def batch_sizes_of(self, endpoint: str) -> tuple[int, ...]:
+        """The row counts that an endpoint runs in here, ascending.
+
+        Raises:
+            InputError: An unknown endpoint.
+        """
+        return self._scheduler.sizes(endpoint)
 
     def stats(self) -> dict[str, BatcherStats]:
         """Counters of each endpoint that was called."""

@@ -19,8 +19,6 @@ from artifex.generative_models.inference.executor.program import Program
 Outputs = dict[str, np.ndarray]
 LineKey = tuple[int, bool]  # a program's, and whether the line is one of large requests
 
-_LARGE = 4  # a request is large from this share of a batch on
-
 
 class Request:
     """A checked call that waits for its turn, or of which rows are under way.
@@ -74,7 +72,7 @@ class Request:
         self.previews = previews
         self.submitted = time.perf_counter()
         self.deadline = None if timeout is None else self.submitted + timeout
-        self.is_large = job.num_rows > max(1, job.program.max_batch_size // _LARGE)  # as it is now
+        self.is_large = False  # among those whose rows are taken one by one
         self.num_taken = 0  # rows that are under way or done
         self.num_missing = job.num_rows
         self.outputs: Outputs | None = None  # while it is put together from several batches

@@ -90,6 +90,7 @@ class Scheduler:
         with self._lock:
             if self._closed:
                 raise ClosedError("the Batcher is closed")
+            request.is_large = request.job.program.takes_steps and self._slots.is_large(request.job)
             try:
                 self._queue.add(request)
             except Overloaded:
@@ -130,6 +131,12 @@ class Scheduler:
                 self._slots.prepare(program, size)
             else:
                 self.executor.prepare(program, size)
+
+    def sizes(self, endpoint: str) -> tuple[int, ...]:
+        """The batch sizes that an endpoint runs in, ascending."""
+        program = self.executor.programs(endpoint)[0]
+        in_slots = program.takes_steps and self._queue.has_slots
+        return self.executor.slot_widths(program) if in_slots else program.batch_sizes
 
     def close(self, *, drain: bool) -> None:
         """Refuses what is new and lets the threads end, once what waits is done or, without `drain`, now."""

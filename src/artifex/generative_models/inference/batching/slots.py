@@ -37,7 +37,7 @@ from artifex.generative_models.inference.batching.queue import (
 )
 from artifex.generative_models.inference.batching.stats import BatcherStats
 from artifex.generative_models.inference.executor.executor import Executor
-from artifex.generative_models.inference.executor.jobs import Part, merged
+from artifex.generative_models.inference.executor.jobs import Job, Part, merged
 from artifex.generative_models.inference.executor.overlap import is_out_of_memory
 from artifex.generative_models.inference.executor.program import FINE, FINITE, Program
 from artifex.generative_models.inference.executor.slot_batch import SlotBatch
@@ -45,6 +45,7 @@ from artifex.generative_models.inference.executor.stepping import Told
 
 _SHARE_OF_HOST = 0.03  # of a lane's time that may go to the host's work between steps
 _MOST_STEPS = 64  # without a look at who came and went
+_LARGE = 4  # the share of all places that a request must need more than to be large
 _MEMORY = 0.2  # of the last time, in a mean
 
 
@@ -194,6 +195,11 @@ class Slots:
         self._closed = False
         self._drain = True
 
+    def is_large(self, job: Job) -> bool:
+        """Whether a request is one that others should not wait for."""
+        places = self.executor.parallel_executions * self.executor.slot_widths(job.program)[-1]
+        return job.num_rows > max(1, places // _LARGE)
+
     def wake(self) -> None:
         """Has lanes look at the queue; called with the lock."""
         if not self._threads:
@@ -213,7 +219,9 @@ class Slots:
             OutOfDeviceMemoryError: Not even the smallest width fits the device.
         """
         with self._lock:
-            ready = [size for size in program.batch_sizes if self._compiling.is_done(program, size)]
+            ready = [
+                size for size in self.executor.slot_widths(program) if self._compiling.is_done(program, size)
+            ]
         self.executor.prepare_slots(program, width, ready)
         with self._lock:
             self._compiling.mark(program, width)
@@ -339,7 +347,7 @@ class Slots:
         groups = [group for group in lane.groups if group.flow is flow]
         own = sum(len(group.rows) for group in groups)
         share = -(-(num_waiting + flow.under_way) // len(self._lanes))
-        room = max(0, min(num_waiting, min(share, flow.program.max_batch_size) - own))
+        room = max(0, min(num_waiting, min(share, self.executor.slot_widths(flow.program)[-1]) - own))
         if not groups or (room and not any(group.is_open for group in groups)):
             groups.insert(0, _Group(flow))
         group = groups[0]
@@ -357,7 +365,7 @@ class Slots:
 
     def _ready(self, program: Program, num_rows: int) -> list[int]:
         """The widths that are compiled; the one that fits rows best will be."""
-        sizes = program.batch_sizes
+        sizes = self.executor.slot_widths(program)
         best = next((size for size in sizes if size >= num_rows), sizes[-1])
         ready = [size for size in sizes if self._compiling.is_done(program, size)]
         if best not in ready:

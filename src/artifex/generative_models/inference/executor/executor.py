@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 Specs = Mapping[str, TensorSpec]
 
+_CORE_ROWS = 8  # of a loop that one core has enough of
+
 
 class Executor:
     """Runs the endpoints of one model.
@@ -274,6 +276,24 @@ class Executor:
             InputError: An unknown endpoint or option.
         """
         return self._catalog.forms(endpoint, options)
+
+    def slot_widths(self, program: Program) -> tuple[int, ...]:
+        """The row counts of batches that rows of a loop join and leave, ascending.
+
+        They are its batch sizes. Where it was not tuned, on a CPU, they are those up to 8: a core is busy
+        with so many, and each row more makes all of them slower.
+        """
+        sizes = program.batch_sizes
+        if not self._place.on_cpu or program.name in self.tuned:
+            return sizes
+        return tuple(size for size in sizes if size <= _CORE_ROWS) or sizes[:1]
+
+    @property
+    def usual_width(self) -> int:
+        """One row count for everything: the largest, or where a core is busy with it."""
+        sizes = self.batch_sizes
+        few = [size for size in sizes if size <= _CORE_ROWS] if self._place.on_cpu else []
+        return max(few or sizes)
 
     def prepare(self, program: Program, size: int) -> bool:
         """Compiles a batch size of a program; whether it fits the device, and so may be used.
