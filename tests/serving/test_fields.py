@@ -9,10 +9,10 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from denoisers import denoiser
-from gate import Gate
 from served import error_of, live, watched
 from shared import TOLERANCE
 from tritonclient.utils import InferenceServerException
+from walks import StepGate
 
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.fields import Field
@@ -237,10 +237,9 @@ def test_fields_go_with_inputs_and_options_that_callers_give(server):
 
 
 @pytest.fixture
-def gate(server, pipeline, monkeypatch):
-    """Holds batches of the model, and tells of those that came."""
-    monkeypatch.setattr(pipeline.executor, "run", pipeline.executor.run)  # which the gate replaces
-    return Gate(pipeline.executor)
+def gate(server, monkeypatch):
+    """Holds batches of the model between their steps, and tells of those that came."""
+    return StepGate(monkeypatch)
 
 
 def test_requests_that_differ_in_fields_share_batches_and_compile_nothing(
@@ -266,8 +265,8 @@ def test_requests_that_differ_in_fields_share_batches_and_compile_nothing(
         for one, samples in zip(asked, wanted, strict=True):
             np.testing.assert_allclose(one.result(), samples, **TOLERANCE)
     assert compilations == []
-    assert sum(batch.size for batch in gate.batches) == 15
-    assert max(batch.size for batch in gate.batches) == 4
+    assert sum(rows for _, rows in gate.seen) == sum(said(number)["num_steps"] for number in range(15))
+    assert max(rows for _, rows in gate.seen) == 4
 
 
 def test_longer_tables_run_apart(server, drawn, gate, monkeypatch):
@@ -283,10 +282,10 @@ def test_longer_tables_run_apart(server, drawn, gate, monkeypatch):
         gate.release()
         for one, samples in zip(asked, wanted, strict=True):
             np.testing.assert_allclose(one.result(), samples, **TOLERANCE)
-    rows = {64: 0, 256: 0}
-    for batch in gate.batches:
-        rows[batch.options["max_steps"]] += batch.size
-    assert rows == {64: 3, 256: 3}
+    steps = {64: 0, 256: 0}
+    for program, (_, rows) in zip(gate.programs, gate.seen, strict=True):
+        steps[program.options["max_steps"]] += rows
+    assert steps == {64: 3 + 4 + 5, 256: 70 + 70 + 90}
 
 
 def test_tables_take_no_memory_while_they_wait(server):

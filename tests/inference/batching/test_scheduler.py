@@ -11,6 +11,7 @@ from shared import TIMEOUT, rows, submit
 from artifex.generative_models.core.errors import DeadlineExceededError
 from artifex.generative_models.inference import Executor
 from artifex.generative_models.inference.batching.scheduler import batch_rows
+from artifex.generative_models.inference.executor.program import Program
 
 
 def result(future):
@@ -270,3 +271,36 @@ def test_programs_take_turns(held, gate):
     kinds = [(batch.endpoint, batch.options.get("power")) for batch in gate.batches[1:]]
     assert len(set(kinds[:3])) == 3
     assert kinds == kinds[:3] * 3
+
+
+def test_what_is_compiled_already_goes_before_what_is_not(held, gate, plain, monkeypatch):
+    may_compile, prepare = threading.Event(), plain.prepare
+
+    def slow(program, size):
+        assert may_compile.wait(TIMEOUT)
+        return prepare(program, size)
+
+    monkeypatch.setattr(plain, "prepare", slow)
+    batcher = held()
+    other = submit(batcher, 3, power=5)
+    futures = [submit(batcher, 3) for _ in range(4)]
+    gate.release()
+    for future in futures:
+        result(future)
+    assert not other.done()
+    may_compile.set()
+    assert result(other).shape == (3, 3)
+
+
+def test_what_does_not_compile_is_told_to_whoever_asked_for_it(held, gate, plain, monkeypatch):
+    def fails(*given):
+        raise ValueError("no such instruction")
+
+    monkeypatch.setattr(plain, "prepare", fails)
+    monkeypatch.setattr(Program, "_compile", fails)
+    batcher = held()
+    futures = [submit(batcher, 1, power=7), submit(batcher, 1)]
+    gate.release()
+    with pytest.raises(ValueError, match="no such instruction"):
+        result(futures[0])
+    result(futures[1])

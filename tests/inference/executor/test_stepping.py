@@ -154,7 +154,7 @@ def test_other_fields_compile_nothing(executor, compilations, keys):
 
 def test_the_state_is_held_once(executor, inputs):
     program = executor._catalog.find("generate", {}, inputs)
-    memory = executor._catalog.stepped(program, ROWS).memory
+    memory = executor._catalog.part(program, ROWS, "steps").memory_analysis()
     state_bytes = ROWS * (4 * np.prod(SHAPE) * 4 + 4)  # four samples and a step number
     assert memory.alias_size_in_bytes >= state_bytes
 

@@ -153,7 +153,7 @@ def test_a_second_start_has_fields_and_steps_without_the_model(drawer: Path, mon
     assert second.executor.compile_count == 0
     catalog = second.executor._catalog
     (size,) = second.executor.batch_sizes_for("generate", 2)
-    memory = catalog.stepped(catalog.find("generate", {}), size).memory
+    memory = catalog.part(catalog.find("generate", {}), size, "steps").memory_analysis()
     assert memory.alias_size_in_bytes >= size * (4 * 4 * 4 * 4 + 4)  # the state is held once here too
     names = first.executor.tuning_name("generate"), second.executor.tuning_name("generate")
     assert names[0] == names[1]

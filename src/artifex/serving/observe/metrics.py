@@ -26,6 +26,9 @@ _COUNTERS: _Table = {
     ),
     "artifex_requests_cancelled": ("Requests that their clients gave up", lambda s: s.cancelled),
     "artifex_requests_expired": ("Requests that waited too long", lambda s: s.expired),
+    "artifex_steps": ("Steps that batches took", lambda s: s.steps),
+    "artifex_row_steps": ("Steps that rows of batches took", lambda s: s.row_steps),
+    "artifex_rows_evicted": ("Rows that left a batch before they were done", lambda s: s.evicted_rows),
     "artifex_requests_overloaded": ("Requests that a full queue refused", lambda s: s.overloaded),
 }
 # Seconds, which are microseconds there.
@@ -39,6 +42,7 @@ _DURATIONS: _Table = {
 _GAUGES: _Table = {
     "nv_inference_pending_request_count": ("Requests that wait", lambda s: s.queued_requests),
     "artifex_queue_rows": ("Rows that wait", lambda s: s.queued_rows),
+    "artifex_places": ("Places for rows in running batches", lambda s: s.places),
     "artifex_rows_in_flight": ("Rows that are computed now", lambda s: s.rows_in_flight),
 }
 

@@ -130,12 +130,12 @@ class LoadedModel:
         if replaces is not None and _is_alike(pipeline, replaces.pipeline):
             executor.reuse_executables(replaces.executor)
         start, compiled = time.perf_counter(), executor.compile_count
-        _warm_up(executor, progress)
+        self.batcher = Batcher(executor, max_queued_rows=max_queued_rows)
+        _warm_up(self.batcher, progress)
         self.warmup_seconds = time.perf_counter() - start
         self.num_compiled = executor.compile_count - compiled
         self.endpoints = {name: ServedEndpoint.of(executor, name) for name in executor.endpoints}
         self._options = {name: made.options for name, made in executor.endpoints.items()}
-        self.batcher = Batcher(executor, max_queued_rows=max_queued_rows)
         self.refused: Counter[str] = Counter()  # by endpoint: requests that never came to the queue
         self.last_inference = 0  # milliseconds since 1970
         self._known: set[tuple[str, tuple[tuple[str, Hashable], ...]]] = set()
@@ -202,11 +202,11 @@ def _is_alike(pipeline: InferencePipeline, other: InferencePipeline) -> bool:
     return ours == theirs
 
 
-def _warm_up(executor: Executor, progress: Progress) -> None:
-    ahead = [name for name, endpoint in executor.endpoints.items() if endpoint.ahead]
-    sizes = [(name, size) for name in ahead for size in executor.batch_sizes_of(name)]
+def _warm_up(batcher: Batcher, progress: Progress) -> None:
+    ahead = [name for name, endpoint in batcher.executor.endpoints.items() if endpoint.ahead]
+    sizes = [(name, size) for name in ahead for size in batcher.batch_sizes_of(name)]
     for done, (name, size) in enumerate(sizes, 1):
-        executor.warmup([name], [size])
+        batcher.warmup([name], [size])
         progress(name, done, len(sizes))
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from artifex.generative_models.core.endpoint import Model
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference.batching.futures import LoopFuture, OutputsFuture, deliver
+from artifex.generative_models.inference.batching.previews import Preview, Previews
 from artifex.generative_models.inference.batching.queue import Outputs, Request, RequestQueue
 from artifex.generative_models.inference.batching.scheduler import Scheduler
 from artifex.generative_models.inference.batching.stats import BatcherStats
@@ -42,6 +43,11 @@ class Batcher:
             cost of latency.
         max_queued_rows: Rows that may wait.
         max_queued_bytes: Bytes that the inputs and outputs of waiting requests may take.
+        slots: Whether rows of models that take steps join and leave running batches; else whole batches run
+            from their first step to the last of any row.
+        deterministic: Whether everything runs in batches of one size, so that the bits of a sample do not
+            depend on what else there is to do. It is that of an executor with only one, else 8 on a CPU and
+            the largest elsewhere; `docs/concurrency.md` says what that costs.
 
     Raises:
         InputError: A limit below 1, or a delay that is negative or not finite.
@@ -55,8 +61,12 @@ class Batcher:
         max_delay: float = 0.0,
         max_queued_rows: int = 1 << 16,
         max_queued_bytes: int = 1 << 30,
+        slots: bool = True,
+        deterministic: bool = False,
     ):
         self.executor = executor_for(model)
+        if deterministic and len(self.executor.batch_sizes) > 1:
+            self.executor = self.executor.remade(batch_sizes=[self.executor.usual_width])
         if max_in_flight is None:
             max_in_flight = self.executor.executions_in_flight
         limits = {
@@ -73,7 +83,7 @@ class Batcher:
         self._scheduler = Scheduler(
             self.executor,
             deliver,
-            RequestQueue(max_queued_rows, max_queued_bytes),
+            RequestQueue(max_queued_rows, max_queued_bytes, slots=slots),
             max_in_flight=max_in_flight,
             max_delay=max_delay,
         )
@@ -93,6 +103,8 @@ class Batcher:
         first_row: int = 0,
         outputs: Iterable[str] | None = None,
         timeout: float | None = None,
+        on_preview: Callable[[Preview], object] | None = None,
+        every: int = 1,
         **options: Hashable,
     ) -> OutputsFuture:
         """Queues a call, from any thread.
@@ -107,7 +119,11 @@ class Batcher:
             num_rows: Number of rows, where no input tells it.
             first_row: Number of the first row, where this is a part of a longer job.
             outputs: Names of the outputs to return; None is all.
-            timeout: Seconds until it is given up, if none of its rows is under way then.
+            timeout: Seconds until it is given up, if none of its rows is under way then; where the model
+                takes steps, if they are not done.
+            on_preview: Called with what rows of a model that takes steps give by now, in a thread of its own.
+                Who is slow is given the newest, and holds nothing up.
+            every: Steps of a row between two previews of it, from 1.
             **options: Static options of the endpoint.
 
         Raises:
@@ -131,7 +147,8 @@ class Batcher:
             late=None,
             **options,
         )
-        request = Request(job, outputs, timeout)
+        previews = None if on_preview is None else Previews(every, on_preview)
+        request = Request(job, outputs, timeout, previews)
         request.future = future = OutputsFuture(self._scheduler, request)
         self._scheduler.add(request)
         return future
@@ -148,12 +165,15 @@ class Batcher:
         first_row: int = 0,
         outputs: Iterable[str] | None = None,
         timeout: float | None = None,
+        on_preview: Callable[[Preview], object] | None = None,
+        every: int = 1,
         **options: Hashable,
     ) -> asyncio.Future[Outputs]:
         """Queues a call from a coroutine: `submit` for the running event loop alone, at less cost.
 
         Arguments and errors are those of `submit`, but that values which are not finite come to light with
         their batch: the future then raises `InputError`. Cancelling a task that awaits it drops the request.
+        `on_preview` is called in the event loop.
 
         Raises:
             RuntimeError: No event loop runs in this thread.
@@ -170,10 +190,16 @@ class Batcher:
             late=None,
             **options,
         )
-        return self.submit_job(job, outputs=outputs, timeout=timeout)
+        return self.submit_job(job, outputs=outputs, timeout=timeout, on_preview=on_preview, every=every)
 
     def submit_job(
-        self, job: Job, *, outputs: Iterable[str] | None = None, timeout: float | None = None
+        self,
+        job: Job,
+        *,
+        outputs: Iterable[str] | None = None,
+        timeout: float | None = None,
+        on_preview: Callable[[Preview], object] | None = None,
+        every: int = 1,
     ) -> asyncio.Future[Outputs]:
         """`submit_async` of what `Executor.check` has checked already.
 
@@ -183,11 +209,38 @@ class Batcher:
             ClosedError: The batcher is closed.
             RuntimeError: No event loop runs in this thread.
         """
-        request = Request(job, outputs, timeout)
-        request.future = future = LoopFuture(loop=asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        previews = None if on_preview is None else Previews(every, on_preview, loop)
+        request = Request(job, outputs, timeout, previews)
+        request.future = future = LoopFuture(loop=loop)
         future.scheduler, future.request = self._scheduler, request
         self._scheduler.add(request)
         return future
+
+    def warmup(
+        self, endpoints: Iterable[str] | None = None, batch_sizes: Iterable[int] | None = None
+    ) -> None:
+        """Compiles ahead of the first request; after it no request with default options compiles anything.
+
+        Args:
+            endpoints: Names of the endpoints; None is all.
+            batch_sizes: Which of those that each is run in; None is all.
+
+        Raises:
+            InputError: An unknown endpoint.
+            OutOfDeviceMemoryError: Not even the smallest batch size fits the device.
+        """
+        for endpoint in self.executor.endpoints if endpoints is None else endpoints:
+            for size in self.batch_sizes_of(endpoint) if batch_sizes is None else batch_sizes:
+                self._scheduler.prepare(endpoint, size)
+
+    def batch_sizes_of(self, endpoint: str) -> tuple[int, ...]:
+        """The row counts that an endpoint runs in here, ascending.
+
+        Raises:
+            InputError: An unknown endpoint.
+        """
+        return self._scheduler.sizes(endpoint)
 
     def stats(self) -> dict[str, BatcherStats]:
         """Counters of each endpoint that was called."""

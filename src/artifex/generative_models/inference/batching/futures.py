@@ -7,8 +7,8 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import Future
 from typing import Any
 
-from artifex.generative_models.inference.batching.queue import Outputs, Request
-from artifex.generative_models.inference.batching.scheduler import Answer, Scheduler
+from artifex.generative_models.inference.batching.queue import Answer, Outputs, Request
+from artifex.generative_models.inference.batching.scheduler import Scheduler
 
 
 class OutputsFuture(Future[Outputs]):

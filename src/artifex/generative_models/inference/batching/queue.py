@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from artifex.generative_models.core.errors import InputError, Overloaded
+from artifex.generative_models.inference.batching.previews import Previews
 from artifex.generative_models.inference.executor.jobs import Job
+from artifex.generative_models.inference.executor.program import Program
 
 Outputs = dict[str, np.ndarray]
+LineKey = tuple[int, bool]  # a program's, and whether the line is one of large requests
 
 
 class Request:
@@ -23,25 +26,37 @@ class Request:
     Args:
         job: The call.
         wanted: Names of the outputs to return; None is all.
-        timeout: Seconds until it is given up if none of its rows is under way.
+        timeout: Seconds until it is given up if none of its rows is under way; of a loop, if they are not
+            done.
+        previews: Where looks at a loop's rows go.
 
     Raises:
-        InputError: An unknown output, or a timeout that is negative or not a number.
+        InputError: An unknown output, a timeout that is negative or not a number, or previews of what takes
+            no steps.
     """
 
     __slots__ = (
         "deadline",
         "ended",
         "future",
+        "in_slots",
+        "is_large",
         "job",
         "num_missing",
         "num_taken",
         "outputs",
+        "previews",
         "submitted",
         "wanted",
     )
 
-    def __init__(self, job: Job, wanted: Iterable[str] | None, timeout: float | None):
+    def __init__(
+        self,
+        job: Job,
+        wanted: Iterable[str] | None,
+        timeout: float | None,
+        previews: Previews | None = None,
+    ):
         if timeout is not None and not timeout >= 0:
             raise InputError(f"{job.program.name}: timeout: expected seconds from 0, got {timeout}")
         there = job.program.outputs
@@ -51,23 +66,44 @@ class Request:
                 raise InputError(
                     f"{job.program.name}: no output {name[:100]!r}; there are {', '.join(there)}"
                 )
+        if previews is not None and not job.program.takes_steps:
+            raise InputError(f"{job.program.name}: it takes no steps, so it has no previews")
         self.job = job
+        self.previews = previews
         self.submitted = time.perf_counter()
         self.deadline = None if timeout is None else self.submitted + timeout
+        self.is_large = False  # among those whose rows are taken one by one
         self.num_taken = 0  # rows that are under way or done
         self.num_missing = job.num_rows
         self.outputs: Outputs | None = None  # while it is put together from several batches
+        self.in_slots = False  # whether its rows are taken one by one
         self.ended = False  # answered, failed or dropped
         self.future: Any = None  # where the answer goes
 
+    @property
+    def num_under_way(self) -> int:
+        """Rows that are under way."""
+        return self.num_taken - (self.job.num_rows - self.num_missing)
 
+
+Row = tuple[Request, int]
 Span = tuple[Request, int, int]  # rows from a start to a stop of a request, in a batch
+Answer = tuple[Request, Outputs | Exception]
 
 
-class _Line:
-    """The waiting requests of one endpoint with one choice of options, oldest first."""
+class Line:
+    """The waiting requests of one endpoint with one choice of options, oldest first.
 
-    def __init__(self) -> None:
+    Args:
+        program: What runs them.
+        key: Its key in the queue.
+        is_for_slots: Whether its rows are taken one by one.
+    """
+
+    def __init__(self, program: Program, key: LineKey, is_for_slots: bool):
+        self.program = program
+        self.key = key
+        self.is_for_slots = is_for_slots
         self.requests: OrderedDict[Request, None] = OrderedDict()
         self.num_rows = 0
         self.served = 0.0  # when rows were last taken, on the clock of `time.perf_counter`
@@ -79,6 +115,7 @@ class _Line:
 
     @property
     def first(self) -> Request:
+        """The oldest."""
         return next(iter(self.requests))
 
 
@@ -88,12 +125,14 @@ class RequestQueue:
     Args:
         max_rows: Rows that may wait.
         max_bytes: Bytes that the inputs and outputs of waiting requests may take.
+        slots: Whether rows of loops are taken one by one, large requests and small ones apart.
     """
 
-    def __init__(self, max_rows: int, max_bytes: int):
+    def __init__(self, max_rows: int, max_bytes: int, *, slots: bool = True):
+        self.has_slots = slots
         self.max_rows = max_rows
         self.max_bytes = max_bytes
-        self._lines: dict[int, _Line] = {}  # by program; none is empty
+        self._lines: dict[LineKey, Line] = {}  # none is empty
         self._num_rows = 0
         self._num_bytes = 0
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; may hold requests that wait no more
@@ -124,9 +163,11 @@ class RequestQueue:
             raise Overloaded(
                 f"{job.program.name}: no room for {num_rows} rows beside the {self._num_rows} that wait"
             )
-        line = self._lines.get(id(job.program))
+        request.in_slots = self.has_slots and job.program.takes_steps
+        key = self._key(request)
+        line = self._lines.get(key)
         if line is None:
-            line = self._lines[id(job.program)] = _Line()
+            line = self._lines[key] = Line(job.program, key, request.in_slots)
         line.requests[request] = None
         line.num_rows += num_rows
         self._num_rows += num_rows
@@ -136,9 +177,16 @@ class RequestQueue:
 
     def remove(self, request: Request) -> None:
         """Takes what is left of a request out, if it waits."""
-        line = self._lines.get(id(request.job.program))
+        line = self._lines.get(self._key(request))
         if line is not None and request in line.requests:
             self._shrink(line, [(request, request.num_taken, request.job.num_rows)])
+
+    def end(self, request: Request) -> None:
+        """Marks a request as ended and takes what is left of it out."""
+        request.ended = True
+        if request.previews is not None:
+            request.previews.end()
+        self.remove(request)
 
     def take(self, first: Request, num_rows: int) -> list[Span]:
         """Takes so many rows, at most all, of the line that a request is at the head of.
@@ -146,7 +194,7 @@ class RequestQueue:
         The oldest request gets half of them, then come those that need no more than a quarter, and what is
         left goes to the others, the smallest first: so none waits behind the thousands of rows of another.
         """
-        line = self._lines[id(first.job.program)]
+        line = self._lines[self._key(first)]
         line.served = time.perf_counter()
         taken: dict[Request, int] = {}  # rows of each
         large: list[Request] = []
@@ -175,9 +223,46 @@ class RequestQueue:
         self._shrink(line, spans)
         return spans
 
+    def take_rows(self, line: Line, num_rows: int) -> list[Row]:
+        """Takes so many rows, at most all, of a line for slots.
+
+        Small requests go in the order in which they came. Large ones share: the next row is of the one that
+        has the fewest under way.
+        """
+        taken: list[Row] = []
+        if line.key[1] and len(line.requests) > 1:
+            order = itertools.count()
+            shares = [(request.num_under_way, next(order), request) for request in line.requests]
+            heapq.heapify(shares)
+            for _ in range(min(num_rows, line.num_rows)):
+                under_way, place, request = heapq.heappop(shares)
+                taken += self._take_of(line, request, 1)
+                if request.num_taken < request.job.num_rows:
+                    heapq.heappush(shares, (under_way + 1, place, request))
+            return taken
+        for request in list(itertools.islice(line.requests, num_rows)):
+            taken += self._take_of(line, request, num_rows - len(taken))
+            if len(taken) == num_rows:
+                break
+        return taken
+
+    def _take_of(self, line: Line, request: Request, most: int) -> list[Row]:
+        start = request.num_taken
+        stop = request.num_taken = min(start + most, request.job.num_rows)
+        self._shrink(line, [(request, start, stop)])
+        return [(request, row) for row in range(start, stop)]
+
+    def loops(self) -> list[Line]:
+        """The lines whose rows are for slots."""
+        return [line for line in self._lines.values() if line.is_for_slots]
+
+    def line(self, key: LineKey) -> Line | None:
+        """The line of a key, if anything waits in it."""
+        return self._lines.get(key)
+
     def heads(self) -> list[tuple[Request, int]]:
-        """The first request of each line and the rows that wait in it, the line first that waits longest."""
-        lines = self._lines.values()
+        """Of each line that is not for slots the first request and the rows that wait, the oldest first."""
+        lines = [line for line in self._lines.values() if not line.is_for_slots]
         in_turn = sorted(lines, key=lambda line: line.since) if len(lines) > 1 else lines
         return [(line.first, line.num_rows) for line in in_turn]
 
@@ -198,8 +283,10 @@ class RequestQueue:
                 expired.append(request)
         return expired
 
-    def _shrink(self, line: _Line, spans: list[Span]) -> None:
-        program = spans[0][0].job.program
+    def _key(self, request: Request) -> LineKey:
+        return id(request.job.program), request.in_slots and request.is_large
+
+    def _shrink(self, line: Line, spans: list[Span]) -> None:
         num_rows = sum([stop - start for _, start, stop in spans])
         line.num_rows -= num_rows
         self._num_rows -= num_rows
@@ -208,7 +295,7 @@ class RequestQueue:
             if stop == request.job.num_rows:
                 del line.requests[request]
         if not line.requests:
-            del self._lines[id(program)]
+            del self._lines[line.key]
 
     def _watch(self, request: Request) -> None:
         """Remembers a deadline, and forgets those of requests that wait no more when they are many."""

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from artifex.generative_models.core.errors import ClosedError, DeadlineExceededError, InputError, Overloaded
-from artifex.generative_models.inference.batching.queue import Outputs, Request, RequestQueue, Span
+from artifex.generative_models.inference.batching.compiling import CompileLane
+from artifex.generative_models.inference.batching.queue import Answer, Outputs, Request, RequestQueue, Span
+from artifex.generative_models.inference.batching.slots import Slots
 from artifex.generative_models.inference.batching.stats import BatcherStats
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.jobs import merged
-
-Answer = tuple[Request, Outputs | Exception]
+from artifex.generative_models.inference.executor.program import Program
 
 
 @dataclass(slots=True)
@@ -66,7 +67,10 @@ class Scheduler:
         self._woken = False  # whether one of them is on its way
         self._closed = False
         self._drain = True
-        self._stats: dict[str, BatcherStats] = defaultdict(BatcherStats)
+        self._stats: defaultdict[str, BatcherStats] = defaultdict(BatcherStats)
+        self._compiling = CompileLane(self._lock)
+        self._compiling.waiting.append(self._changed)
+        self._slots = Slots(executor, answer, queue, self._stats, self._lock, self._compiling)
         self._threads = [
             threading.Thread(target=self._serve, name=f"artifex-batcher-{i}", daemon=True)
             for i in range(max_in_flight + 1)
@@ -86,13 +90,16 @@ class Scheduler:
         with self._lock:
             if self._closed:
                 raise ClosedError("the Batcher is closed")
+            request.is_large = request.job.program.takes_steps and self._slots.is_large(request.job)
             try:
                 self._queue.add(request)
             except Overloaded:
                 self._stats[request.job.program.name].overloaded += 1
                 raise
+            if request.in_slots:
+                self._slots.wake()
             urgent = request.deadline is not None and request.deadline < self._next_look
-            if urgent or self._in_flight < self.max_in_flight:
+            if urgent or (not request.in_slots and self._in_flight < self.max_in_flight):
                 self._wake()
 
     def give_up(self, request: Request) -> bool:
@@ -100,7 +107,7 @@ class Scheduler:
         with self._lock:
             if request.ended:
                 return False
-            self._end(request)
+            self._queue.end(request)
             request.future = None
             self._stats[request.job.program.name].cancelled += 1
             return True
@@ -113,20 +120,39 @@ class Scheduler:
                 counters = stats.setdefault(request.job.program.name, BatcherStats())
                 counters.queued_requests += 1
                 counters.queued_rows += request.job.num_rows - request.num_taken
+            for name, width in self._slots.places():
+                stats[name].places += width
             return stats
+
+    def prepare(self, endpoint: str, size: int) -> None:
+        """Compiles a batch size of an endpoint with its default options, in the way that it is run."""
+        for program in self.executor.programs(endpoint):
+            if program.takes_steps and self._queue.has_slots:
+                self._slots.prepare(program, size)
+            else:
+                self.executor.prepare(program, size)
+
+    def sizes(self, endpoint: str) -> tuple[int, ...]:
+        """The batch sizes that an endpoint runs in, ascending."""
+        program = self.executor.programs(endpoint)[0]
+        in_slots = program.takes_steps and self._queue.has_slots
+        return self.executor.slot_widths(program) if in_slots else program.batch_sizes
 
     def close(self, *, drain: bool) -> None:
         """Refuses what is new and lets the threads end, once what waits is done or, without `drain`, now."""
         with self._lock:
             self._closed = True
             self._drain = self._drain and drain
+            self._slots.close(drain=drain)
             self._changed.notify_all()
 
     def join(self) -> None:
         """Waits for the threads to end, unless it is one of them that asks."""
-        if threading.current_thread() not in self._threads:
-            for thread in self._threads:
+        threads = [*self._threads, *self._slots.threads]
+        if threading.current_thread() not in threads:
+            for thread in threads:
                 thread.join()
+            self._compiling.join()
 
     def _serve(self) -> None:
         while True:
@@ -153,7 +179,7 @@ class Scheduler:
             batch, delay = self._batch() if self._in_flight < self.max_in_flight else ([], None)
             if batch:
                 return [], batch
-            if self._closed and not self._queue:
+            if self._closed and not self._queue.heads() and (self._drain or not self._queue):
                 self._changed.notify_all()
                 return [], []
             now = time.perf_counter()
@@ -172,13 +198,13 @@ class Scheduler:
         dropped: list[Answer] = []
         for request in self._queue.expired():
             name = request.job.program.name
-            self._end(request)
+            self._queue.end(request)
             self._stats[name].expired += 1
             seconds = time.perf_counter() - request.submitted
             dropped.append((request, DeadlineExceededError(f"{name}: still queued after {seconds:.3g} s")))
         if self._closed and not self._drain:
             for request in self._queue:
-                self._end(request)
+                self._queue.end(request)
                 self._stats[request.job.program.name].cancelled += 1
                 dropped.append((request, ClosedError("the Batcher was closed before this was run")))
         return dropped
@@ -189,20 +215,25 @@ class Scheduler:
         if not heads:
             return [], None
         now = time.perf_counter()
+        delay: float | None = None
         for first, num_queued in heads:
-            if (
+            program = first.job.program
+            if not (
                 self._closed
-                or num_queued >= first.job.program.max_batch_size
+                or num_queued >= program.max_batch_size
                 or now >= first.submitted + self.max_delay
             ):
+                left = first.submitted + self.max_delay - now
+                delay = left if delay is None else min(delay, left)
+                continue
+            # What has waited to fill a batch is not cut up to share it out.
+            parallel_executions = 1 if self.max_delay else self.executor.parallel_executions
+            least = 1 if program.takes_steps else None
+            num_rows = batch_rows(num_queued, program.batch_sizes, parallel_executions, least)
+            if self._is_compiled(program, program.batch_size_for(num_rows)):
                 break
         else:
-            return [], heads[0][0].submitted + self.max_delay - now
-        # What has waited to fill a batch is not cut up to share it out.
-        parallel_executions = 1 if self.max_delay else self.executor.parallel_executions
-        program = first.job.program
-        least = 1 if program.takes_steps else None
-        num_rows = batch_rows(num_queued, program.batch_sizes, parallel_executions, least)
+            return [], delay
         batch = self._queue.take(first, num_rows)
         self._in_flight += 1
         stats = self._stats[first.job.program.name]
@@ -211,6 +242,13 @@ class Scheduler:
         if self._queue and (self._in_flight < self.max_in_flight or self._queue.next_deadline is not None):
             self._wake()  # to take the next batch, or to watch in place of this thread
         return batch, None
+
+    def _is_compiled(self, program: Program, size: int) -> bool:
+        """Whether a batch size can be run at once; else it is compiled."""
+        if size in program.executables or self._compiling.is_done(program, size):
+            return True
+        self._compiling.ask(program, size, lambda: self.executor.prepare(program, size))
+        return False
 
     def _wake(self) -> None:
         """Has an idle thread look at the queue, unless one is on its way already."""
@@ -238,7 +276,7 @@ class Scheduler:
                 request.num_missing -= stop - first
             answers = [answer for answer in answers if _is_complete(*answer)]
             for request, answer in answers:
-                self._end(request)
+                self._queue.end(request)
                 if isinstance(answer, Exception):
                     stats.failed += 1
                 else:
@@ -291,11 +329,6 @@ class Scheduler:
         for name, output in outputs.items():
             output[start:stop] = batch[name][first:last]
         return outputs
-
-    def _end(self, request: Request) -> None:
-        """Marks a request as ended and takes it off the queue."""
-        request.ended = True
-        self._queue.remove(request)
 
 
 def batch_rows(

@@ -12,7 +12,7 @@ class BatcherStats:
     Args:
         requests: Requests answered.
         rows: Rows computed.
-        batches: Batches run.
+        batches: Batches run; of a loop, times that a few steps were taken.
         queue_seconds: Time that requests waited until their first row was under way, summed.
         compute_seconds: Time that batches took, copies included, summed.
         request_seconds: Time from submission to the answer, summed over requests answered.
@@ -26,6 +26,11 @@ class BatcherStats:
         queued_requests: Requests of which rows wait now.
         queued_rows: Rows that wait now.
         rows_in_flight: Rows that are being computed now.
+        steps: Steps that batches of a loop took.
+        row_steps: Those of their rows, summed.
+        evicted_rows: Rows of a loop that left before they were done: cancelled, expired, or of a request
+            that failed.
+        places: Places for rows in the batches of a loop that there are now.
     """
 
     requests: int = 0
@@ -44,6 +49,10 @@ class BatcherStats:
     queued_requests: int = 0
     queued_rows: int = 0
     rows_in_flight: int = 0
+    steps: int = 0
+    row_steps: int = 0
+    evicted_rows: int = 0
+    places: int = 0
 
     def __add__(self, other: BatcherStats) -> BatcherStats:
         return BatcherStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))

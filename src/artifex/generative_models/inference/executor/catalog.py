@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,13 +82,21 @@ class Catalog:
         ready = program.executables.get(size)
         return ready or program.executable(size, weights or self.weights, self._count)
 
-    def stepped(self, program: Program, size: int) -> Stepped:
-        """A loop's executables in parts of a batch size, compiled where they are missing.
+    def part(self, program: Program, size: int, kind: str, *numbers: int) -> Callable[..., Any]:
+        """A part of a loop for a batch size, as `Program.part` takes it, compiled where it is missing.
 
         Raises:
             InputError: It is no loop.
         """
-        return program.stepped(size, self.weights, self._count)
+        return program.part(size, kind, *numbers, weights=self.weights, compiled=self._count)
+
+    def stepped(self, program: Program, size: int) -> Stepped:
+        """A loop from its start to its end in a batch size.
+
+        Raises:
+            InputError: It is no loop.
+        """
+        return Stepped(*[self.part(program, size, kind) for kind in ("start", "steps", "look")])
 
     @property
     def all_batch_sizes(self) -> tuple[int, ...]:

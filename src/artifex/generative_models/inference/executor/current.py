@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from artifex.generative_models.core.endpoint import Endpoint, are_alike, asked, endpoints_of
@@ -19,12 +20,14 @@ from artifex.generative_models.inference.executor.jobs import Inputs, Job, check
 from artifex.generative_models.inference.executor.kept import KeptPrograms
 from artifex.generative_models.inference.executor.overlap import Runner
 from artifex.generative_models.inference.executor.placement import Placement, num_cores
+from artifex.generative_models.inference.executor.program import Program
 from artifex.generative_models.inference.executor.settings import (
     Tuned,
     load_tuned,
     sizes_to_compile,
     tuning_name,
 )
+from artifex.generative_models.inference.executor.slot_batch import parts_for
 from artifex.generative_models.inference.executor.weights import Weights
 
 if TYPE_CHECKING:
@@ -111,6 +114,29 @@ class Current:
                 break
             seconds[size] = time.perf_counter() - start if missing else 0.0
         return seconds
+
+    def prepare_slots(self, program: Program, width: int, ready: Sequence[int]) -> bool:
+        """Compiles slots of a width, as `Executor.prepare_slots` says.
+
+        Raises:
+            OutOfDeviceMemoryError: Not even the smallest does.
+        """
+        sizes = program.batch_sizes
+        if width not in sizes:
+            return False
+        beside = [
+            *[size for size in ready if size < width][-1:],
+            *[size for size in ready if size > width][:1],
+        ]
+        try:
+            for size, part in parts_for(width, sizes[0], beside):
+                made: Any = self.opened.part(program, size, *part)
+                if part == ("steps",):
+                    self.runner.check_memory(program, width, made.memory_analysis())
+        except jax.errors.JaxRuntimeError as error:
+            self.runner.halve(program, width, error)
+            return False
+        return True
 
     def remade(self, batch_sizes: Sequence[int] | None, tuned: bool | Mapping[str, Tuned]) -> Current:
         """The same model and the same weights in other batches."""

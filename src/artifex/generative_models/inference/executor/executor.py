@@ -42,8 +42,9 @@ from artifex.generative_models.inference.executor.kept import KeptPrograms
 from artifex.generative_models.inference.executor.lockstep import Lockstep
 from artifex.generative_models.inference.executor.overlap import Runner
 from artifex.generative_models.inference.executor.placement import Placement
-from artifex.generative_models.inference.executor.program import FINITE
+from artifex.generative_models.inference.executor.program import FINITE, Program
 from artifex.generative_models.inference.executor.settings import Tuned
+from artifex.generative_models.inference.executor.slot_batch import SlotBatch
 from artifex.generative_models.inference.executor.stepping import Progress, side_by_side
 from artifex.generative_models.inference.executor.weights import Weights
 
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Key
 
 Specs = Mapping[str, TensorSpec]
+
+_CORE_ROWS = 8  # of a loop that one core has enough of
 
 
 class Executor:
@@ -238,13 +241,94 @@ class Executor:
             )
         job.check_finite(0, job.num_rows)
         pieces = list(job.pieces({}))
-        runs = [catalog.stepped(program, piece.size).run(self._on_device(piece), every) for piece in pieces]
+        runs = [
+            catalog.stepped(program, piece.size).run(
+                self._on_device(piece), piece.stop - piece.start, piece.size, every
+            )
+            for piece in pieces
+        ]
         for looks in side_by_side(runs):
             parts = []
             for piece, (found, broken) in zip(pieces, looks, strict=True):
                 job.check_results(piece.start, piece.stop, {**found.outputs, FINITE: broken})
-                parts.append(found.first(piece.stop - piece.start))
+                parts.append(found)
             yield Progress.joined(parts)
+
+    def slots(self, job: Job, width: int) -> SlotBatch:
+        """Places for so many rows of a loop, with the weights that a job has taken; no row is there yet.
+
+        Args:
+            job: Any job of the loop, with its weights.
+            width: One of the batch sizes of its endpoint.
+        """
+        return SlotBatch(
+            job.program,
+            job.weights,
+            functools.partial(self._catalog.part, job.program),
+            self._runner.dispatching,
+            width,
+        )
+
+    def programs(self, endpoint: str, **options: Hashable) -> list[Program]:
+        """What runs an endpoint, for pictures of each of the dtypes that it takes.
+
+        Raises:
+            InputError: An unknown endpoint or option.
+        """
+        return self._catalog.forms(endpoint, options)
+
+    def slot_widths(self, program: Program) -> tuple[int, ...]:
+        """The row counts of batches that rows of a loop join and leave, ascending.
+
+        They are its batch sizes. Where it was not tuned, on a CPU, they are those up to 8: a core is busy
+        with so many, and each row more makes all of them slower.
+        """
+        sizes = program.batch_sizes
+        if not self._place.on_cpu or program.name in self.tuned:
+            return sizes
+        return tuple(size for size in sizes if size <= _CORE_ROWS) or sizes[:1]
+
+    @property
+    def usual_width(self) -> int:
+        """One row count for everything: the largest, or where a core is busy with it."""
+        sizes = self.batch_sizes
+        few = [size for size in sizes if size <= _CORE_ROWS] if self._place.on_cpu else []
+        return max(few or sizes)
+
+    def prepare(self, program: Program, size: int) -> bool:
+        """Compiles a batch size of a program; whether it fits the device, and so may be used.
+
+        Raises:
+            OutOfDeviceMemoryError: Not even the smallest does.
+        """
+        return self._runner.prepare(program, size, self._catalog.weights)
+
+    def prepare_slots(self, program: Program, width: int, ready: Sequence[int]) -> bool:
+        """Compiles what slots of a width are run with; whether they fit the device, and so may be used.
+
+        Args:
+            program: A loop.
+            width: One of its batch sizes.
+            ready: Widths that were prepared before, ascending: rows can move to and from those beside it.
+
+        Raises:
+            OutOfDeviceMemoryError: Not even the smallest do.
+        """
+        return self._current.prepare_slots(program, width, ready)
+
+    def narrow(self, program: Program, width: int, error: Exception) -> None:
+        """Remembers that a width does not fit the device; raises any other failure as it is.
+
+        Raises:
+            OutOfDeviceMemoryError: There is no smaller one.
+        """
+        if not isinstance(error, jax.errors.JaxRuntimeError):
+            raise error
+        self._runner.halve(program, width, error)
+
+    def recheck(self, job: Job) -> Job:
+        """A checked call, for the model with the parts that it has now."""
+        return self._current.recheck(job)
 
     def check(
         self,

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -94,7 +94,7 @@ class Runner:
         arguments = job.arguments(start, stop, size)
         if self._place.spans_processes:
             arguments = [self._place.put_rows(argument) for argument in arguments]
-        with _dispatching if self._place.cuts_weights else nullcontext():
+        with self.dispatching():
             results = executable(*job.weights, *arguments)
         if self._place.on_cpu and not job.is_finite:
             job.check_finite(start, stop)  # while the device computes; a bad row spoils no other
@@ -105,6 +105,10 @@ class Runner:
                 if not stay or result.nbytes <= _FEW_BYTES:
                     result.copy_to_host_async()
         return results
+
+    def dispatching(self) -> AbstractContextManager[Any]:
+        """What to hold while an execution is dispatched."""
+        return _dispatching if self._place.cuts_weights else nullcontext()
 
     def prepare(self, program: Program, size: int, weights: Weights) -> bool:
         """Compiles a batch size; whether it fits the device, and so is among the program's after it.
@@ -122,12 +126,19 @@ class Runner:
         return True
 
     def _fitting(self, program: Program, size: int, weights: Weights) -> jax.stages.Compiled:
-        """A new executable, refused as the device would if its memory is too small by the compiler's account.
-
-        The smallest batch size is always tried: what is free may be more by then.
-        """
+        """A new executable, whose memory was checked."""
         executable = self._executable(program, size, weights)
-        memory = executable.memory_analysis()
+        self.check_memory(program, size, executable.memory_analysis())
+        return executable
+
+    def check_memory(self, program: Program, size: int, memory: Any) -> None:
+        """Refuses a batch size as the device would if its memory is too small by the compiler's account.
+
+        The smallest is always tried: what is free may be more by then.
+
+        Raises:
+            JaxRuntimeError: It does not fit.
+        """
         if memory is not None and size > program.batch_sizes[0] and not self._place.spans_processes:
             rows = size // self._place.num_shards * program.bytes_per_row
             in_flight, free = self._in_flight(program), DeviceManager().free_memory()
@@ -137,7 +148,6 @@ class Runner:
                     f"RESOURCE_EXHAUSTED: {in_flight} batches of {size} rows take {needed / 1e9:.2f} GB, "
                     f"and {free / 1e9:.2f} GB are free"
                 )
-        return executable
 
     def run(self, job: Job) -> dict[str, np.ndarray]:
         """The outputs of a job of any length, on the host."""

@@ -30,7 +30,7 @@ from artifex.generative_models.inference.cache import without_compilation_cache
 from artifex.generative_models.inference.executor import stepping
 from artifex.generative_models.inference.executor.kept import KeptProgram, Trace
 from artifex.generative_models.inference.executor.settings import Setting
-from artifex.generative_models.inference.executor.stepping import Opened, Stepped
+from artifex.generative_models.inference.executor.stepping import Opened
 from artifex.generative_models.inference.executor.weights import Weights
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class Program:
         self._numerics = numerics
         self._lock = threading.Lock()
         self._pending: dict[int, Future[jax.stages.Compiled]] = {}
-        self._stepped: dict[int, Stepped] = {}
+        self._parts: dict[str, Callable[..., Any]] = {}
+        self._compiling_parts = threading.Lock()
         self.weights = tuple(weights.all)  # those that the endpoint reads, once it is traced
         self.needs_keys = True
         self._kept = kept
@@ -220,10 +221,36 @@ class Program:
         self._kept.keep_executable(part, executable)
         return executable
 
-    def stepped(self, size: int, weights: Weights, compiled: Callable[[], None]) -> Stepped:
-        """The executables of a loop in parts, for such weights.
+    def part(
+        self, size: int, kind: str, *numbers: int, weights: Weights, compiled: Callable[[], None]
+    ) -> Callable[..., Any]:
+        """One of the parts of a loop, compiled once for such weights.
 
-        `compiled` is told of each that was not taken from what earlier processes kept.
+        Args:
+            size: The batch size.
+            kind: Which method of `stepping.Parts` gives it.
+            *numbers: What that method takes.
+            weights: The weights.
+            compiled: Is told if it was, rather than taken from what earlier processes kept.
+
+        Raises:
+            InputError: It is no loop.
+        """
+        name = " ".join(map(str, (size, kind, *numbers)))
+        ready = self._parts.get(name)
+        if ready is not None:
+            return ready
+        with self._compiling_parts:
+            if name not in self._parts:
+                lower = getattr(self.lowered(size, weights), kind)
+                loaded = None if self._kept is None else self._kept.executable(name)
+                self._parts[name] = loaded or self._kept_compiled(name, size, lambda: lower(*numbers))
+                if loaded is None:
+                    compiled()
+            return self._parts[name]
+
+    def lowered(self, size: int, weights: Weights) -> stepping.Parts:
+        """What parts of a loop are compiled from.
 
         Raises:
             InputError: It is no loop.
@@ -231,22 +258,23 @@ class Program:
         loop = self._endpoint.fn
         if not isinstance(loop, Loop):
             raise InputError(f"{self.name}: it takes no steps; call it, or map it")
-        with self._lock:
-            if size not in self._stepped:
-                placed, rows = weights.placed(self.weights), self._row_avals(size)
-                shardings = [*[leaf.sharding for leaf in placed], *[self.place.rows] * len(rows)]
-                given = stepping.Given(
-                    [*placed, *rows], shardings, rows=self.place.rows, everywhere=self.place.everywhere
-                )
-                found = {}
-                for part, lower in stepping.parts(loop, self._opened(weights, size), given).items():
-                    name = f"{size} {part}"
-                    loaded = None if self._kept is None else self._kept.executable(name)
-                    found[part] = loaded or self._kept_compiled(name, size, lower)
-                    if loaded is None:
-                        compiled()
-                self._stepped[size] = Stepped(**found)
-            return self._stepped[size]
+        return stepping.Parts(
+            loop,
+            size,
+            opened=lambda num_rows: self._opened(weights, num_rows),
+            named=lambda found: self._named(found, size),
+            weights=weights.placed(self.weights),
+            row_avals=self._row_avals,
+            rows=self.place.rows,
+            everywhere=self.place.everywhere,
+        )
+
+    def _named(self, found: Any, num_rows: int) -> dict[str, Any]:
+        """The outputs that an endpoint returned, by name, float32 where it is cast to something else."""
+        outputs = _by_name(self.name, found, num_rows)
+        if self._dtype is None:
+            return outputs
+        return {name: _as_floating(value, jnp.float32) for name, value in outputs.items()}
 
     def _opened(self, weights: Weights, size: int) -> Opened:
         """What flat arguments stand for: weights, keys where the endpoint reads them, and inputs."""
@@ -272,9 +300,7 @@ class Program:
         def run(*arguments: Any) -> dict[str, Any]:
             model, keys, inputs, _ = opened(*arguments)
             found, broken = stepping.run(self._endpoint.fn, model, keys, inputs, self.options)
-            outputs = _by_name(self.name, found, size)
-            if self._dtype is not None:
-                outputs = {name: _as_floating(value, jnp.float32) for name, value in outputs.items()}
+            outputs = self._named(found, size)
             if self.place.on_cpu:
                 return outputs if broken is None else {**outputs, FINITE: broken}
             codes = _where_finite(outputs, jnp.full(size, FINE, jnp.int32), BAD_OUTPUT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
@@ -15,7 +16,7 @@ from artifex.generative_models.core.convolutions import filters_made_before
 from artifex.generative_models.core.sampling.loop import Loop
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Int, Key
+    from jaxtyping import Array, Bool, Int, Key
 
 Inputs = Mapping[str, Any]
 T = TypeVar("T")
@@ -49,20 +50,34 @@ def advance(
     state: Any,
     broken: Int[Array, " rows"],
     most: Any,
-) -> tuple[Any, Int[Array, " rows"], Int[Array, ""]]:
+    is_held: Bool[Array, " rows"] | None = None,
+    is_eager: Any = False,
+) -> tuple[Any, Int[Array, " rows"], Bool[Array, " rows"]]:
     """Takes steps until all rows are done, but no more than `most`; rows that are done stay as they are.
 
+    Args:
+        is_held: Rows that stay as they are although they are not done; None is none.
+        is_eager: Whether to stop as soon as a row is done that was not before.
+
     Returns:
-        The state, the step after which each row was not finite, and how many rows are not done.
+        The state, the step after which each row was not finite, and which rows are done or held.
     """
+
+    def rests(state: Any) -> Array:
+        done = loop.done(inputs, state)
+        return done if is_held is None else done | is_held
+
+    num_resting = jnp.sum(rests(state))
 
     def may_go_on(carried: Any) -> Array:
         state, _, taken = carried
-        return (taken < most) & ~jnp.all(loop.done(inputs, state))
+        resting = rests(state)
+        goes_on = (taken < most) & ~jnp.all(resting)
+        return goes_on if is_eager is False else goes_on & ~(is_eager & (jnp.sum(resting) > num_resting))
 
     def go_on(carried: Any) -> Any:
         state, broken, taken = carried
-        done = loop.done(inputs, state)
+        done = rests(state)
         following = loop.step(model, keys, inputs, state)
         state = jax.tree.map(lambda old, new: jnp.where(_wide(done, new), old, new), state, following)
         newly = ~done & (broken == FINE) & ~_finite_rows(state, len(done))
@@ -71,7 +86,7 @@ def advance(
     start = (state, broken, jnp.zeros((), jnp.int32))
     with filters_made_before(model):
         state, broken, _ = jax.lax.while_loop(may_go_on, go_on, start)
-    return state, broken, jnp.sum(~loop.done(inputs, state), dtype=jnp.int32)
+    return state, broken, rests(state)
 
 
 class Progress(NamedTuple):
@@ -104,100 +119,205 @@ class Progress(NamedTuple):
 Opened = Callable[..., tuple[Any, Any, dict[str, Any], list[Any]]]
 
 
-class Given(NamedTuple):
-    """What a loop's executables are compiled for.
+class Told(NamedTuple):
+    """What a batch tells after some steps.
 
     Args:
-        arguments: The flat arguments, or their shapes.
-        shardings: Where each of them lies.
+        rests: Which rows are done or held, bool [rows].
+        broken: The step after which each row was not finite, or `FINE`, int32 [rows].
+        steps: Steps that each row has taken, int32 [rows].
+    """
+
+    rests: Any
+    broken: Any
+    steps: Any
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts that a loop is compiled in, for one batch size; each is traced when it is asked for.
+
+    What of a batch changes is an argument whose place the result takes, so it is held once.
+
+    Args:
+        loop: The loop.
+        size: Rows of a batch.
+        opened: Gives, for a number of rows, what turns flat arguments into model, keys and inputs.
+        named: Gives what an endpoint returned, in the form that callers get it.
+        weights: The weights, or their shapes.
+        row_avals: Gives, for a number of rows, the shapes of all that follows the weights.
         rows: Where rows lie.
         everywhere: Where what is not of one row lies.
     """
 
-    arguments: Sequence[Any]
-    shardings: Sequence[jax.sharding.Sharding]
+    loop: Loop
+    size: int
+    opened: Callable[[int], Opened]
+    named: Callable[[Any], dict[str, Any]]
+    weights: Sequence[Any]
+    row_avals: Callable[[int], Sequence[jax.ShapeDtypeStruct]]
     rows: jax.sharding.Sharding
     everywhere: jax.sharding.Sharding
 
+    def start(self) -> jax.stages.Lowered:
+        """The state before the first step, of weights and rows."""
+        jitted = jax.jit(self._start(self.size), in_shardings=self._shardings, out_shardings=self.rows)
+        return jitted.lower(*self._arguments)
 
-def parts(loop: Loop, opened: Opened, compiled_for: Given) -> dict[str, Callable[[], jax.stages.Lowered]]:
-    """What `Stepped` is made of, by name, to be compiled; each is traced when it is called.
+    def steps(self) -> jax.stages.Lowered:
+        """Takes steps, and gives the state and what to tell of it.
 
-    The state is an argument that each step's result takes the place of, so it is held once.
+        Its arguments are how many at most, whether to stop when a row is done, which rows are held, the
+        state, weights and rows.
+        """
+        opened = self.opened(self.size)
 
-    Args:
-        loop: The loop.
-        opened: Gives the model, keys, inputs and what follows them, of flat arguments.
-        compiled_for: The flat arguments.
-    """
-    arguments, shardings, rows, everywhere = compiled_for
+        def steps(most: Any, is_eager: Any, is_held: Any, carried: Any, *given: Any) -> Any:
+            model, keys, inputs, _ = opened(*given)
+            before, broken = carried
+            state, broken, rests = advance(
+                self.loop, model, keys, inputs, before, broken, most, is_held, is_eager
+            )
+            return (state, broken), Told(rests, jnp.copy(broken), jnp.copy(state.step))
 
-    def start(*given: Any) -> Any:
-        model, keys, inputs, _ = opened(*given)
-        return loop.init(model, keys, inputs), never_broken(len(keys))
+        said = (
+            jax.ShapeDtypeStruct((), jnp.int32),
+            jax.ShapeDtypeStruct((), jnp.bool_),
+            jax.ShapeDtypeStruct((self.size,), jnp.bool_),
+        )
+        everywhere = (self.everywhere,) * len(said)
+        jitted = jax.jit(
+            steps,
+            donate_argnums=len(said),
+            in_shardings=(*everywhere, self.rows, *self._shardings),
+            out_shardings=self.rows,
+        )
+        return jitted.lower(*said, self.carried, *self._arguments)
 
-    def steps(most: Any, carried: Any, *given: Any) -> Any:
-        model, keys, inputs, _ = opened(*given)
-        before, broken = carried
-        state, broken, left = advance(loop, model, keys, inputs, before, broken, most)
-        return (state, broken), left, jnp.copy(broken), jnp.copy(state.step)
+    def look(self) -> jax.stages.Lowered:
+        """What rows give, of the state, weights and rows."""
+        opened = self.opened(self.size)
 
-    def look(carried: Any, *given: Any) -> Any:
-        model, _, inputs, _ = opened(*given)
-        return loop.value(model, inputs, carried[0])
+        def look(carried: Any, *given: Any) -> Any:
+            model, _, inputs, _ = opened(*given)
+            return self.named(self.loop.value(model, inputs, carried[0]))
 
-    most = jax.ShapeDtypeStruct((), jnp.int32)
-    carried = functools.cache(lambda: jax.eval_shape(start, *arguments))
-    compile_start = jax.jit(start, in_shardings=tuple(shardings), out_shardings=rows)
-    compile_steps = jax.jit(
-        steps,
-        donate_argnums=1,
-        in_shardings=(everywhere, rows, *shardings),
-        out_shardings=(rows, everywhere, rows, rows),
-    )
-    compile_look = jax.jit(look, in_shardings=(rows, *shardings), out_shardings=rows)
-    return {
-        "start": lambda: compile_start.lower(*arguments),
-        "steps": lambda: compile_steps.lower(most, carried(), *arguments),
-        "look": lambda: compile_look.lower(carried(), *arguments),
-    }
+        jitted = jax.jit(look, in_shardings=(self.rows, *self._shardings), out_shardings=self.rows)
+        return jitted.lower(self.carried, *self._arguments)
+
+    def empty(self) -> jax.stages.Lowered:
+        """State and rows of zeros, to put rows into."""
+
+        def empty() -> Any:
+            return jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), self.held)
+
+        return jax.jit(empty, out_shardings=self.rows).lower()
+
+    def enter(self, num_rows: int) -> jax.stages.Lowered:
+        """Puts so many new rows into places, and gives state and rows.
+
+        Its arguments are state and rows, the places, of which those past the last are for padding, weights
+        and new rows.
+        """
+        start = self._start(num_rows)
+        fresh = self.row_avals(num_rows)
+
+        def enter(held: Any, places: Any, *given: Any) -> Any:
+            def put(old: Array, new: Array) -> Array:
+                return old.at[places].set(new, mode="drop", unique_indices=True)
+
+            return jax.tree.map(put, held, (start(*given), list(given[len(self.weights) :])))
+
+        jitted = jax.jit(
+            enter,
+            donate_argnums=0,
+            in_shardings=(
+                self.rows,
+                self.everywhere,
+                *self._shardings[: len(self.weights)],
+                *[self.everywhere] * len(fresh),
+            ),
+            out_shardings=self.rows,
+        )
+        places = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
+        return jitted.lower(self.held, places, *self.weights, *fresh)
+
+    def move(self, size: int) -> jax.stages.Lowered:
+        """A batch of another size: of state and rows, and the places that its rows have here."""
+
+        def move(held: Any, places: Any) -> Any:
+            return jax.tree.map(lambda leaf: jnp.take(leaf, places, axis=0, mode="clip"), held)
+
+        jitted = jax.jit(move, in_shardings=(self.rows, self.everywhere), out_shardings=self.rows)
+        return jitted.lower(self.held, jax.ShapeDtypeStruct((size,), jnp.int32))
+
+    @functools.cached_property
+    def carried(self) -> Any:
+        """The shapes of what changes from step to step."""
+        return jax.eval_shape(self._start(self.size), *self._arguments)
+
+    @property
+    def held(self) -> tuple[Any, list[Any]]:
+        """The shapes of all that is held of rows: what changes, and the rows as they were given."""
+        return self.carried, list(self.row_avals(self.size))
+
+    def _start(self, num_rows: int) -> Callable[..., Any]:
+        opened = self.opened(num_rows)
+
+        def start(*given: Any) -> Any:
+            model, keys, inputs, _ = opened(*given)
+            return self.loop.init(model, keys, inputs), never_broken(num_rows)
+
+        return start
+
+    @property
+    def _arguments(self) -> list[Any]:
+        return [*self.weights, *self.row_avals(self.size)]
+
+    @property
+    def _shardings(self) -> tuple[jax.sharding.Sharding, ...]:
+        placed = [leaf.sharding for leaf in self.weights]
+        return (*placed, *[self.rows] * len(self.row_avals(self.size)))
+
+
+Compiled = Callable[..., Any]  # an executable
 
 
 class Stepped:
-    """A loop's executables in parts, for one batch size: to begin, to take steps, and to look.
+    """A batch of a loop from its start to its end, with looks at it.
 
     Args:
-        start: As `parts` names it, and so are the others, compiled.
+        start: As `Parts` names it, and so are the others, compiled.
     """
 
-    def __init__(self, start: Any, steps: Any, look: Any):
+    def __init__(self, start: Compiled, steps: Compiled, look: Compiled):
         self._start, self._steps, self._look = start, steps, look
 
-    @property
-    def memory(self) -> Any:
-        """The compiler's figures of a step."""
-        return self._steps.memory_analysis()
-
-    def run(self, arguments: Sequence[Any], every: int) -> Iterator[tuple[Progress, np.ndarray]]:
+    def run(
+        self, arguments: Sequence[Any], num_rows: int, size: int, every: int
+    ) -> Iterator[tuple[Progress, np.ndarray]]:
         """Takes steps, so many at a time, and looks after each time; the next are taken meanwhile.
 
         Args:
             arguments: The flat arguments.
+            num_rows: Rows that are no padding.
+            size: All rows.
             every: Steps between two looks.
 
         Yields:
             What was seen, and of each row the step after which it was not finite, or -1.
         """
-        most = np.int32(every)
-        carried, *told = self._steps(most, self._start(*arguments), *arguments)
+        said = np.int32(every), np.bool_(False), np.arange(size) >= num_rows
+        carried, told = self._steps(*said, self._start(*arguments), *arguments)
         left = 1
         while left:
-            seen = self._look(carried, *arguments), *told
+            seen = self._look(carried, *arguments), told
             for leaf in jax.tree.leaves(seen):
                 leaf.copy_to_host_async()
-            carried, *told = self._steps(most, carried, *arguments)  # none, where no row is left
-            outputs, left, broken, steps = jax.tree.map(np.asarray, seen)
-            yield Progress(outputs, steps, int(left)), broken
+            carried, told = self._steps(*said, carried, *arguments)  # none, where no row is left
+            outputs, (rests, broken, steps) = jax.tree.map(np.asarray, seen)
+            left = int(len(rests) - np.count_nonzero(rests))
+            yield Progress(outputs, steps, left).first(num_rows), broken
 
 
 def side_by_side(runs: Sequence[Iterator[T]]) -> Iterator[list[T]]:
