@@ -23,6 +23,7 @@ BENCHMARKS = (
     "memory",
     "loading",
     "concurrency",
+    "slots",
     "scaling",
     "families",
     "quality",

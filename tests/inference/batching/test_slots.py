@@ -7,6 +7,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from denoisers import denoiser
 from shared import TIMEOUT
 from walks import StepGate, walking
 
@@ -18,7 +19,7 @@ from artifex.generative_models.core.errors import (
     NonFiniteError,
     OutOfDeviceMemoryError,
 )
-from artifex.generative_models.inference import Batcher, Executor
+from artifex.generative_models.inference import AsyncInferenceServer, Batcher, Executor, InferencePipeline
 from artifex.generative_models.inference.executor.jobs import Late
 from artifex.generative_models.inference.executor.slot_batch import SlotBatch
 
@@ -452,3 +453,37 @@ def test_closing(open_batcher, gate, drain):
         else:
             with pytest.raises(ClosedError):
                 future.result(0)
+
+
+@pytest.fixture(scope="module")
+def drawer():
+    return Executor(denoiser(), batch_sizes=(1, 2, 4))
+
+
+def test_fields_are_said_as_they_are_to_a_pipeline(drawer):
+    said = {"label": [0, 1, 2], "num_steps": [2, 5, 3], "sampler": "ddim"}
+    wanted = InferencePipeline(drawer).call("generate", num_rows=3, rngs=4, **said)["x"]
+    with Batcher(drawer) as batcher:
+        found = batcher.submit("generate", seed=4, num_rows=3, **said).result(TIMEOUT)["x"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        assert len(batcher.submit("generate", seed=[1, 2]).result(TIMEOUT)["x"]) == 2
+        assert len(batcher.submit("generate", seed=1, label=[1, 2, 0]).result(TIMEOUT)["x"]) == 3
+        for wrong, words in (
+            ({"label": 99}, "label: expected"),
+            ({"sampler": "magic"}, "sampler: expected one of"),
+            ({"strength": 3}, "unknown option 'strength'"),
+        ):
+            with pytest.raises(InputError, match=words):
+                batcher.submit("generate", seed=4, num_rows=1, **wrong)
+
+
+def test_coroutines_draw_with_previews(drawer):
+    async def main():
+        seen = []
+        async with AsyncInferenceServer(drawer) as server:
+            samples = await server.generate_async(2, 4, num_steps=30, on_preview=seen.append, every=3)
+        return samples, seen
+
+    samples, seen = asyncio.run(main())
+    assert seen
+    assert {preview.outputs["x"].shape[1:] for preview in seen} == {samples.shape[1:]}

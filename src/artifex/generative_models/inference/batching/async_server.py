@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from artifex.generative_models.core.endpoint import Model
 from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.batching.batcher import Batcher
+from artifex.generative_models.inference.batching.previews import Preview
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.offline.sampling import sampling
 
@@ -56,6 +58,8 @@ class AsyncInferenceServer:
         rngs: nnx.Rngs | int | None = None,
         *,
         temperature: float = 1.0,
+        on_preview: Callable[[Preview], object] | None = None,
+        every: int = 1,
         **given: Any,
     ) -> Float[np.ndarray, "rows h w c"]:
         """Draws samples: those of `batch_generate_samples` with the same generators.
@@ -64,12 +68,16 @@ class AsyncInferenceServer:
             num_samples: How many, from 1.
             rngs: Random number generators, of which one `sample` key is drawn, or a seed; None is any.
             temperature: Standard deviation of the prior's noise, from 0; 1 is the model's own.
+            on_preview: Called, in the event loop, with what samples of a model that takes steps look like by
+                now.
+            every: Steps of a sample between two previews of it.
             **given: More inputs of the endpoint, such as a label, for all samples or one a sample; and
                 options.
         """
         how = sampling(self.batcher.executor, num_samples, temperature, given)
         call = {"key": sample_key(rngs), "num_rows": num_samples, **how.options}
-        outputs = self.batcher.submit_async("generate", how.rows(0, num_samples), **call)
+        rows = how.rows(0, num_samples)
+        outputs = self.batcher.submit_async("generate", rows, on_preview=on_preview, every=every, **call)
         return (await outputs)["x"]
 
     def shutdown(self) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from artifex.generative_models.core.endpoint import Model
 from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.fields import Said, checked_fields
+from artifex.generative_models.core.keys import RowKeys
 from artifex.generative_models.inference.batching.futures import LoopFuture, OutputsFuture, deliver
 from artifex.generative_models.inference.batching.previews import Preview, Previews
 from artifex.generative_models.inference.batching.queue import Outputs, Request, RequestQueue
 from artifex.generative_models.inference.batching.scheduler import Scheduler
 from artifex.generative_models.inference.batching.stats import BatcherStats
 from artifex.generative_models.inference.executor.executor import Executor
-from artifex.generative_models.inference.executor.jobs import Inputs, Job
+from artifex.generative_models.inference.executor.jobs import Inputs, Job, Late
 from artifex.generative_models.inference.executor.shared import executor_for
 
 if TYPE_CHECKING:
@@ -124,10 +128,12 @@ class Batcher:
             on_preview: Called with what rows of a model that takes steps give by now, in a thread of its own.
                 Who is slow is given the newest, and holds nothing up.
             every: Steps of a row between two previews of it, from 1.
-            **options: Static options of the endpoint.
+            **options: Static options of the endpoint, and what else its callers may say: its fields, for all
+                rows or one a row.
 
         Raises:
-            InputError: As for a call of `Executor`; a negative timeout; more than the queue ever holds.
+            InputError: As for a call of `Executor`; a field that does not fit; a negative timeout; more than
+                the queue ever holds; `every` below 1; previews of an endpoint that takes no steps.
             InputTypeError: As for a call of `Executor`.
             Overloaded: The queue is full.
             ClosedError: The batcher is closed.
@@ -135,18 +141,8 @@ class Batcher:
         The future may raise `DeadlineExceededError`, `ClosedError` after `close(drain=False)`, or whatever
         running the call alone raises.
         """
-        job = self.executor.check(
-            endpoint,
-            inputs,
-            seed=seed,
-            key=key,
-            keys=keys,
-            num_rows=num_rows,
-            first_row=first_row,
-            values=True,
-            late=None,
-            **options,
-        )
+        identity = {"seed": seed, "key": key, "keys": keys, "first_row": first_row}
+        job = self._checked(endpoint, inputs, num_rows, identity, options, values=True)
         previews = None if on_preview is None else Previews(every, on_preview)
         request = Request(job, outputs, timeout, previews)
         request.future = future = OutputsFuture(self._scheduler, request)
@@ -178,18 +174,8 @@ class Batcher:
         Raises:
             RuntimeError: No event loop runs in this thread.
         """
-        job = self.executor.check(
-            endpoint,
-            inputs,
-            seed=seed,
-            key=key,
-            keys=keys,
-            num_rows=num_rows,
-            first_row=first_row,
-            values=False,
-            late=None,
-            **options,
-        )
+        identity = {"seed": seed, "key": key, "keys": keys, "first_row": first_row}
+        job = self._checked(endpoint, inputs, num_rows, identity, options, values=False)
         return self.submit_job(job, outputs=outputs, timeout=timeout, on_preview=on_preview, every=every)
 
     def submit_job(
@@ -216,6 +202,31 @@ class Batcher:
         future.scheduler, future.request = self._scheduler, request
         self._scheduler.add(request)
         return future
+
+    def _checked(
+        self,
+        endpoint: str,
+        inputs: Inputs | None,
+        num_rows: int | None,
+        identity: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        values: bool,
+    ) -> Job:
+        """A checked call; what is made of fields is made when its rows are about to run."""
+        made = self.executor.endpoints.get(endpoint)
+        given, late = dict(inputs or {}), None
+        if made is not None and made.says is not None and given.keys() <= made.given.keys():
+            named = {name: options[name] for name in made.says.fields if name in options}
+            options = {name: value for name, value in options.items() if name not in named}
+            rows = num_rows if num_rows is not None else _num_rows(identity, given, named)
+            said = Said(made.says, checked_fields(endpoint, made.says.fields, named, rows))
+            options |= said.options
+            late = Late([name for name in made.inputs if name not in made.given], said.rows)
+            num_rows = rows
+        return self.executor.check(
+            endpoint, given, num_rows=num_rows, values=values, late=late, **identity, **options
+        )
 
     def warmup(
         self, endpoints: Iterable[str] | None = None, batch_sizes: Iterable[int] | None = None
@@ -262,6 +273,15 @@ class Batcher:
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self.close(drain=error is None)
+
+
+def _num_rows(identity: Mapping[str, Any], *given: Mapping[str, Any]) -> int | None:
+    """How many rows there are, as whatever is one a row says."""
+    if identity["keys"] is not None:
+        return identity["keys"].num_rows if isinstance(identity["keys"], RowKeys) else len(identity["keys"])
+    each = [identity["seed"], *(value for values in given for value in values.values())]
+    sizes = [len(value) for value in each if np.ndim(value) or isinstance(value, list | tuple | range)]
+    return max(sizes, default=None)
 
 
 _shared: weakref.WeakValueDictionary[int, Batcher] = weakref.WeakValueDictionary()
