@@ -200,15 +200,20 @@ def _folded(job):
     return np.stack([jax.random.key_data(jax.random.fold_in(key, row)) for row in range(job.num_rows)])
 
 
-def test_who_is_slow_is_shown_the_newest_and_holds_nothing_up(open_batcher):
+def test_who_is_slow_is_shown_the_newest_and_holds_nothing_up(open_batcher, gate):
     batcher = open_batcher()
-    seen, may_go_on = [], threading.Event()
+    seen, looks, may_go_on = [], threading.Event(), threading.Event()
 
     def slow(preview):
         seen.append(int(preview.steps[0]))
+        looks.set()
         may_go_on.wait(TIMEOUT)
 
+    gate.hold()
     future = batcher.submit("walk", rows(200), seed=3, on_preview=slow, every=1)
+    gate.release(1)
+    assert looks.wait(TIMEOUT)
+    gate.release()
     others = [batcher.submit("walk", rows(5), seed=i) for i in range(5)]
     for other in [future, *others]:
         other.result(TIMEOUT)
@@ -216,28 +221,40 @@ def test_who_is_slow_is_shown_the_newest_and_holds_nothing_up(open_batcher):
     may_go_on.set()
 
 
-def test_a_callback_that_raises_gets_no_more(open_batcher, caplog):
+def test_a_callback_that_raises_gets_no_more(open_batcher, gate, caplog):
     batcher = open_batcher()
-    seen = []
+    seen, looked = [], threading.Event()
 
     def fails(preview):
         seen.append(preview)
+        looked.set()
         raise ValueError("a screen came loose")
 
+    gate.hold()
     future = batcher.submit("walk", rows(20), seed=3, on_preview=fails)
+    gate.release(1)
+    assert looked.wait(TIMEOUT)
+    while "a callback for previews failed" not in caplog.text:
+        time.sleep(0.001)
+    gate.release()
     assert future.result(TIMEOUT)["y"].shape == (1, 3)
     assert len(seen) == 1
-    assert "a callback for previews failed" in caplog.text
 
 
-def test_coroutines_have_previews_in_their_loop(open_batcher):
+def test_coroutines_have_previews_in_their_loop(open_batcher, gate):
     batcher = open_batcher()
+    gate.hold()
 
     async def main():
-        thread, threads = threading.current_thread(), []
-        note = lambda preview: threads.append(threading.current_thread())  # noqa: E731
-        outputs = await batcher.submit_async("walk", rows(40), seed=3, on_preview=note, every=5)
-        return outputs["y"].shape, threads and set(threads) == {thread}
+        threads = []
+
+        def note(preview):
+            threads.append(threading.current_thread())
+            gate.release()
+
+        future = batcher.submit_async("walk", rows(40), seed=3, on_preview=note, every=5)
+        gate.release(5)
+        return (await future)["y"].shape, set(threads) == {threading.current_thread()}
 
     assert asyncio.run(main()) == ((1, 3), True)
 
@@ -477,11 +494,20 @@ def test_fields_are_said_as_they_are_to_a_pipeline(drawer):
                 batcher.submit("generate", seed=4, num_rows=1, **wrong)
 
 
-def test_coroutines_draw_with_previews(drawer):
+def test_coroutines_draw_with_previews(drawer, gate):
+    gate.hold()
+
     async def main():
         seen = []
+
+        def note(preview):
+            seen.append(preview)
+            gate.release()
+
         async with AsyncInferenceServer(drawer) as server:
-            samples = await server.generate_async(2, 4, num_steps=30, on_preview=seen.append, every=3)
+            drawn = server.generate_async(2, 4, num_steps=30, on_preview=note, every=3)
+            gate.release(6)  # three steps of each sample, or of both at once
+            samples = await drawn
         return samples, seen
 
     samples, seen = asyncio.run(main())
