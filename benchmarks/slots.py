@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future
+from typing import Any
 
 import numpy as np
 from common import Row, report
@@ -41,11 +42,11 @@ class Side:
         for batcher in self._batchers[1:]:
             batcher.warmup(["generate"])
 
-    def submit(self, steps: int, seed: int, num_rows: int = 1, **settings: object) -> Future:
+    def submit(self, steps: int, seed: int, num_rows: int = 1, **settings: Any) -> Future:
         """A request for so many digits."""
         batcher = self._batchers[MIX.index(steps) % len(self._batchers)]
         how = HOW[steps]
-        return batcher.submit("generate", how.rows(0, num_rows), seed=seed, **how.options, **settings)  # type: ignore[arg-type]
+        return batcher.submit("generate", how.rows(0, num_rows), seed=seed, **how.options, **settings)
 
     def close(self) -> None:
         """Ends the batchers."""

@@ -36,7 +36,40 @@ ENDPOINTS = {
 }
 
 
-class Gate:
+class Permits:
+    """Lets pass whoever comes while it is open, and keeps what they bring."""
+
+    def __init__(self):
+        self.seen = []
+        self._changed = threading.Condition()
+        self._permits = float("inf")
+
+    def come(self, what):
+        """Waits until it is let pass."""
+        with self._changed:
+            self.seen.append(what)
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._permits, TIMEOUT), "nobody opened the gate"
+            self._permits -= 1
+
+    def hold(self):
+        """Lets nobody pass any more."""
+        with self._changed:
+            self._permits = 0
+
+    def release(self, times=float("inf")):
+        """Lets so many pass."""
+        with self._changed:
+            self._permits += times
+            self._changed.notify_all()
+
+    def wait(self, times):
+        """Waits until so many have come, since the beginning."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.seen) >= times, TIMEOUT), self.seen
+
+
+class Gate(Permits):
     """Stands before `executor.run`: records batches, and holds them while it is closed.
 
     Args:
@@ -44,43 +77,25 @@ class Gate:
     """
 
     def __init__(self, executor):
-        self.batches = []
+        super().__init__()
         self.fault = lambda rows: None  # called with the first numbers of a batch's rows; may raise
         self._run = executor.run
-        self._changed = threading.Condition()
-        self._permits = float("inf")
         executor.run = self
 
     def __call__(self, job):
         x = job.inputs.get("x", np.zeros((job.num_rows, 1)))[: job.num_rows]
         rows = np.reshape(x, (job.num_rows, -1))[:, 0].tolist()
-        with self._changed:
-            self.batches.append(Batch(job.program.name, job.program.options, rows, len(rows)))
-            self._changed.notify_all()
-            assert self._changed.wait_for(lambda: self._permits, TIMEOUT), "nobody opened the gate"
-            self._permits -= 1
+        self.come(Batch(job.program.name, job.program.options, rows, len(rows)))
         self.fault(rows)
         return self._run(job)
 
-    def hold(self):
-        """Lets no further batch pass."""
-        with self._changed:
-            self._permits = 0
-
-    def release(self, num_batches=float("inf")):
-        """Lets batches pass."""
-        with self._changed:
-            self._permits += num_batches
-            self._changed.notify_all()
-
-    def wait(self, num_batches):
-        """Waits until so many batches have come, since the beginning."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.batches) >= num_batches, TIMEOUT), self.batches
+    @property
+    def batches(self):
+        return self.seen
 
     @property
     def sizes(self):
-        return [batch.size for batch in self.batches]
+        return [batch.size for batch in self.seen]
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """A loop that compiles fast, and a gate between its steps."""
 
-import threading
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from shared import TIMEOUT
+from gate import Permits
 
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.inference.executor.slot_batch import SlotBatch
@@ -64,39 +63,17 @@ def walking(checks=None):
     return Endpoint(Walk(checks), INPUTS)
 
 
-class StepGate:
-    """Stands before each time that steps are taken: records them, and holds them while it is closed."""
+class StepGate(Permits):
+    """Stands before each step: records its width and rows, and holds it while it is closed."""
 
     def __init__(self, monkeypatch):
-        self.seen = []  # (width, rows under way)
+        super().__init__()
         self.programs = []  # of each
-        self._changed = threading.Condition()
-        self._permits = float("inf")
         advance = SlotBatch.advance
 
         def gated(batch, most, is_held, **settings):
-            with self._changed:
-                self.seen.append((batch.width, int((~is_held).sum())))
-                self.programs.append(batch.program)
-                self._changed.notify_all()
-                assert self._changed.wait_for(lambda: self._permits, TIMEOUT), "nobody opened the gate"
-                self._permits -= 1
+            self.programs.append(batch.program)
+            self.come((batch.width, int((~is_held).sum())))
             return advance(batch, 1, is_held, **settings)
 
         monkeypatch.setattr(SlotBatch, "advance", gated)
-
-    def hold(self):
-        """Lets no further steps be taken."""
-        with self._changed:
-            self._permits = 0
-
-    def release(self, times=float("inf")):
-        """Lets steps be taken, a step at a time."""
-        with self._changed:
-            self._permits += times
-            self._changed.notify_all()
-
-    def wait(self, times):
-        """Waits until somebody has come so often, since the beginning."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.seen) >= times, TIMEOUT), self.seen

@@ -9,12 +9,11 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
+from machines import Asking
 from shared import TIMEOUT
 
 from artifex.generative_models.core.errors import ClosedError, DeadlineExceededError, Overloaded
@@ -28,7 +27,7 @@ SEEDS = (0, 7, 2**32 - 1)
 Asked = collections.namedtuple("Asked", ["future", "expected", "fails", "expires", "ended"])
 
 
-class Requests(RuleBasedStateMachine):
+class Requests(Asking):
     """Requests, cancellations and a device that stops and goes on, then an end.
 
     Args:
@@ -37,13 +36,8 @@ class Requests(RuleBasedStateMachine):
     """
 
     def __init__(self, executor, gate):
-        super().__init__()
-        self.executor = executor
-        self.gate = gate
-        self.asked = []
-        self.cancelled = set()
+        super().__init__(executor, gate)
         self.num_overloaded = 0
-        gate.release()
         gate.fault = fail_on_magic
 
     @initialize(
@@ -93,28 +87,6 @@ class Requests(RuleBasedStateMachine):
         ended = []
         future.add_done_callback(ended.append)
         self.asked.append(Asked(future, expected, fails, timeout == 0, ended))
-
-    @precondition(lambda self: self.asked)
-    @rule(number=st.integers(0, 20))
-    def cancel(self, number):
-        number %= len(self.asked)
-        if self.asked[number].future.cancel():
-            self.cancelled.add(number)
-
-    @rule()
-    def hold(self):
-        self.gate.hold()
-
-    @rule(num_batches=st.sampled_from([1, 2, float("inf")]))
-    def release(self, num_batches):
-        self.gate.release(num_batches)
-
-    @precondition(lambda self: self.asked)
-    @rule(number=st.integers(0, 20))
-    def wait_for_one(self, number):
-        future = self.asked[number % len(self.asked)].future
-        self.gate.release()
-        assert not wait([future], TIMEOUT).not_done
 
     def teardown(self):
         if not hasattr(self, "batcher"):

@@ -221,6 +221,32 @@ def test_who_is_slow_is_shown_the_newest_and_holds_nothing_up(open_batcher, gate
     may_go_on.set()
 
 
+def test_previews_of_rows_that_are_done_are_dropped(open_batcher, gate):
+    batcher = open_batcher()
+    looks, may_go_on, seen = threading.Event(), threading.Event(), []
+
+    def slow(preview):
+        seen.append(preview.rows.tolist())
+        looks.set()
+        may_go_on.wait(TIMEOUT)
+
+    gate.hold()
+    future = batcher.submit("walk", rows(*[5] * 30, 500), seed=3, on_preview=slow)
+    gate.release(1)
+    assert looks.wait(TIMEOUT)
+    gate.release(40)  # until the last is left, and is far from done
+    while future._request.num_missing > 1:
+        time.sleep(0.001)
+    gate.release(5)
+    may_go_on.set()
+    while len(seen) < 2:
+        gate.release(1)
+        time.sleep(0.001)
+    assert seen[1] == [30]
+    gate.release()
+    future.result(TIMEOUT)
+
+
 def test_a_callback_that_raises_gets_no_more(open_batcher, gate, caplog):
     batcher = open_batcher()
     seen, looked = [], threading.Event()
@@ -296,6 +322,21 @@ def test_a_row_that_is_late_leaves_while_it_is_under_way(open_batcher, gate):
         future.result(TIMEOUT)
     stats = batcher.stats()["walk"]
     assert (stats.expired, stats.failed) == (1, 0)
+
+
+def test_a_time_to_wait_is_no_time_to_take(executor, open_batcher, gate):
+    batcher = open_batcher()
+    gate.hold()
+
+    async def main():
+        job = executor.check("walk", rows(5), seed=1)
+        future = batcher.submit_job(job, timeout=0.05, only_waits=True)
+        await asyncio.to_thread(gate.wait, 1)
+        await asyncio.sleep(0.06)
+        gate.release()
+        return await future
+
+    np.testing.assert_allclose(asyncio.run(main())["y"], alone(executor, rows(5), 1), **CLOSE)
 
 
 def test_a_row_that_waits_is_late_too(open_batcher, gate):
@@ -483,7 +524,9 @@ def test_fields_are_said_as_they_are_to_a_pipeline(drawer):
     with Batcher(drawer) as batcher:
         found = batcher.submit("generate", seed=4, num_rows=3, **said).result(TIMEOUT)["x"]
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
-        assert len(batcher.submit("generate", seed=[1, 2]).result(TIMEOUT)["x"]) == 2
+        two = batcher.submit("generate", seed=[1, 2]).result(TIMEOUT)["x"]
+        one = batcher.submit("generate", seed=2, num_rows=1).result(TIMEOUT)["x"]
+        np.testing.assert_allclose(two[1:], one, rtol=1e-4, atol=1e-4)
         assert len(batcher.submit("generate", seed=1, label=[1, 2, 0]).result(TIMEOUT)["x"]) == 3
         for wrong, words in (
             ({"label": 99}, "label: expected"),

@@ -2,18 +2,12 @@
 
 import collections
 import threading
-from concurrent.futures import wait
 
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import initialize, rule, run_state_machine_as_test
+from machines import Asking
 from shared import TIMEOUT
 from walks import StepGate, walking
 
@@ -33,31 +27,28 @@ def weights(scale):
     return {"scale": np.asarray(scale, np.float32)}
 
 
-def by_hand(executor, inputs, seed, scale):
+def alone(compiled, inputs, seed, scale):
     """What a call gives, with the weights of one of the models."""
-    alone = Executor(weights(scale), executor.endpoints, batch_sizes=(MAX_ROWS,))
-    alone.reuse_executables(by_hand.compiled)
-    job = alone.check("walk", inputs, seed=seed)
-    return alone.run(job)["y"][: job.num_rows]
+    executor = Executor(weights(scale), compiled.endpoints, batch_sizes=(MAX_ROWS,))
+    assert executor.reuse_executables(compiled)
+    job = executor.check("walk", inputs, seed=seed)
+    return executor.run(job)["y"][: job.num_rows]
 
 
-class Requests(RuleBasedStateMachine):
+class Requests(Asking):
     """Requests, previews, cancellations, new weights, and steps that stop and go on, then an end.
 
     Args:
         executor: Runs them.
         gate: Stands before each step.
+        compiled: Runs whole requests.
     """
 
-    def __init__(self, executor, gate):
-        super().__init__()
-        self.executor = executor
-        self.gate = gate
-        self.asked = []
-        self.cancelled = set()
+    def __init__(self, executor, gate, compiled):
+        super().__init__(executor, gate)
+        self.compiled = compiled
         self.scale = 0
         executor.swap(weights(SCALES[0]))
-        gate.release()
 
     @initialize(drain=st.booleans())
     def open(self, drain):
@@ -74,7 +65,7 @@ class Requests(RuleBasedStateMachine):
     )
     def submit(self, num_steps, seed, breaks, timeout, every):
         inputs = {"num_steps": np.array(num_steps, np.int32), "breaks": np.zeros(len(num_steps), np.int32)}
-        expected = [by_hand(self.executor, inputs, seed, scale) for scale in SCALES]
+        expected = [alone(self.compiled, inputs, seed, scale) for scale in SCALES]
         is_broken = breaks is not None and breaks[0] < len(num_steps) and breaks[1] <= num_steps[breaks[0]]
         if is_broken:
             inputs["breaks"][breaks[0]] = breaks[1]
@@ -94,32 +85,10 @@ class Requests(RuleBasedStateMachine):
             )
         )
 
-    @precondition(lambda self: self.asked)
-    @rule(number=st.integers(0, 20))
-    def cancel(self, number):
-        number %= len(self.asked)
-        if self.asked[number].future.cancel():
-            self.cancelled.add(number)
-
     @rule()
     def replace_the_weights(self):
         self.scale = 1 - self.scale
         self.executor.swap(weights(SCALES[self.scale]))
-
-    @rule()
-    def hold(self):
-        self.gate.hold()
-
-    @rule(times=st.sampled_from([1, 2, 5, float("inf")]))
-    def release(self, times):
-        self.gate.release(times)
-
-    @precondition(lambda self: self.asked)
-    @rule(number=st.integers(0, 20))
-    def wait_for_one(self, number):
-        future = self.asked[number % len(self.asked)].future
-        self.gate.release()
-        assert not wait([future], TIMEOUT).not_done
 
     def teardown(self):
         if not hasattr(self, "batcher"):
@@ -164,11 +133,11 @@ class Requests(RuleBasedStateMachine):
 
 def test_whatever_is_asked_ends_once(monkeypatch):
     executor = Executor(weights(SCALES[0]), {"walk": walking()}, batch_sizes=(1, 2, 4))
-    by_hand.compiled = Executor(weights(SCALES[0]), executor.endpoints, batch_sizes=(MAX_ROWS,))
-    by_hand.compiled.warmup()
+    compiled = Executor(weights(SCALES[0]), executor.endpoints, batch_sizes=(MAX_ROWS,))
+    compiled.warmup()
     gate = StepGate(monkeypatch)
     run_state_machine_as_test(
-        lambda: Requests(executor, gate),
+        lambda: Requests(executor, gate, compiled),
         settings=settings(
             max_examples=15,
             stateful_step_count=15,

@@ -30,7 +30,9 @@ class Call:
 
     Args:
         seed: None where nothing is drawn; one integer for all rows, or one a row.
-        timeout: Seconds until it is given up if none of its rows is under way.
+        timeout: Seconds until it is given up if none of its rows is under way; where the client has said
+            them, of a model that takes steps if they are not done.
+        only_waits: Whether they are the server's, which bound how long it waits and not how long it takes.
     """
 
     request: InferRequest
@@ -39,12 +41,15 @@ class Call:
     job: Job
     seed: int | list[int] | None
     timeout: float | None
+    only_waits: bool
 
     def submit(self, start: int = 0, stop: int | None = None) -> asyncio.Future[dict[str, np.ndarray]]:
         """Queues the rows from `start` on and before `stop`, by default all."""
         job = self.job if stop is None else self.job.part(start, stop)
         try:
-            return self.loaded.batcher.submit_job(job, outputs=self.request.outputs, timeout=self.timeout)
+            return self.loaded.batcher.submit_job(
+                job, outputs=self.request.outputs, timeout=self.timeout, only_waits=self.only_waits
+            )
         except InputError:
             self.loaded.refused[self.endpoint.name] += 1
             raise
@@ -149,7 +154,7 @@ class DataPlane:
     def _call(self, request: InferRequest, loaded: LoadedModel, endpoint: ServedEndpoint) -> Call:
         given = dict(request.inputs)
         parameters = dict(request.parameters)
-        timeout = _timeout(parameters, self.timeout)
+        timeout = _timeout(parameters)
         seeds = _seeds(endpoint, given.pop("seed", None), parameters.pop("seed", None))
         num_rows = self._num_rows(parameters.pop("num_samples", None), seeds)
         options = _options(endpoint, parameters)
@@ -186,7 +191,9 @@ class DataPlane:
         job = loaded.executor.check(
             endpoint.name, inputs, keys=keys, num_rows=num_rows, values=False, late=late, **options
         )
-        return Call(request, loaded, endpoint, job, seed, timeout)
+        only_waits = timeout is None
+        timeout = self.timeout if only_waits else timeout
+        return Call(request, loaded, endpoint, job, seed, timeout, only_waits)
 
     def _num_rows(self, wanted: Any, seeds: list[int] | None) -> int | None:
         """How many rows a request is for, where that is said other than by its inputs."""
@@ -266,7 +273,7 @@ def _fields(
     return said
 
 
-def _timeout(parameters: Parameters, default: float | None) -> float | None:
+def _timeout(parameters: Parameters) -> float | None:
     """Seconds, from the schedule policy's microseconds. Its priority is taken, and all are alike."""
     priority = parameters.pop("priority", 0)
     if type(priority) is not int or priority < 0:
@@ -274,7 +281,7 @@ def _timeout(parameters: Parameters, default: float | None) -> float | None:
     timeout = parameters.pop("timeout", 0)
     if isinstance(timeout, bool | str) or not 0 <= timeout < 2**63:
         raise InputError(f"timeout: expected microseconds from 0, got {short(timeout)}")
-    return timeout / 1e6 if timeout else default
+    return timeout / 1e6 if timeout else None
 
 
 def _seeds(endpoint: ServedEndpoint, tensor: np.ndarray | None, parameter: Any) -> list[int] | None:

@@ -184,10 +184,13 @@ class Batcher:
         *,
         outputs: Iterable[str] | None = None,
         timeout: float | None = None,
+        only_waits: bool = False,
         on_preview: Callable[[Preview], object] | None = None,
         every: int = 1,
     ) -> asyncio.Future[Outputs]:
         """`submit_async` of what `Executor.check` has checked already.
+
+        With `only_waits` the timeout of a model that takes steps, too, is over once a row is under way.
 
         Raises:
             InputError: An unknown output, a negative timeout, or more than the queue ever holds.
@@ -197,7 +200,7 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         previews = None if on_preview is None else Previews(every, on_preview, loop)
-        request = Request(job, outputs, timeout, previews)
+        request = Request(job, outputs, timeout, previews, only_waits=only_waits)
         request.future = future = LoopFuture(loop=loop)
         future.scheduler, future.request = self._scheduler, request
         self._scheduler.add(request)
@@ -263,7 +266,8 @@ class Batcher:
         Called by a future's callback, which runs on one of the batcher's own threads, it does not wait.
 
         Args:
-            drain: False fails what waits with `ClosedError` instead, and finishes only what is under way.
+            drain: False fails what waits with `ClosedError` instead, and finishes only what is under way; of
+                models that take steps, rows under way fail at the next steps.
         """
         self._scheduler.close(drain=drain)
         self._scheduler.join()

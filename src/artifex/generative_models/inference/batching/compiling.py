@@ -49,6 +49,10 @@ class CompileLane:
         """Notes that a size was compiled elsewhere."""
         self._asked.setdefault(program, {})[size] = True
 
+    def drop(self) -> None:
+        """Compiles nothing more of what was asked for; called with the lock."""
+        self._queue.clear()
+
     def join(self) -> None:
         """Waits until nothing is compiled."""
         thread = self._thread

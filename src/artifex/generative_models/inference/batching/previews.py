@@ -54,14 +54,14 @@ class Previews:
         self.every = int(every)
         self._on_preview = on_preview
         self._loop = loop
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._newest: dict[int, Seen] = {}  # by row
         self._is_called = False  # or about to be
         self._ended = False
 
     def put(self, rows: Mapping[int, Seen]) -> None:
         """Takes what was seen of rows, in place of what nobody was shown yet."""
-        with self._changed:
+        with self._lock:
             if self._ended:
                 return
             self._newest.update(rows)
@@ -77,15 +77,20 @@ class Previews:
             if not self._loop.is_closed():  # a loop that is closed has nobody left who looks
                 raise
 
+    def forget(self, row: int) -> None:
+        """Drops what was seen of a row that is done, so that no more is held than is under way."""
+        with self._lock:
+            self._newest.pop(row, None)
+
     def end(self) -> None:
         """Has no further call begin."""
-        with self._changed:
+        with self._lock:
             self._ended = True
             self._newest.clear()
 
     def _call(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 newest, self._newest = self._newest, {}
                 if not newest:
                     self._is_called = False

@@ -29,6 +29,7 @@ class Request:
         timeout: Seconds until it is given up if none of its rows is under way; of a loop, if they are not
             done.
         previews: Where looks at a loop's rows go.
+        only_waits: Whether the timeout ends for a loop, too, when a row is under way.
 
     Raises:
         InputError: An unknown output, a timeout that is negative or not a number, or previews of what takes
@@ -44,6 +45,7 @@ class Request:
         "job",
         "num_missing",
         "num_taken",
+        "only_waits",
         "outputs",
         "previews",
         "submitted",
@@ -56,6 +58,8 @@ class Request:
         wanted: Iterable[str] | None,
         timeout: float | None,
         previews: Previews | None = None,
+        *,
+        only_waits: bool = False,
     ):
         if timeout is not None and not timeout >= 0:
             raise InputError(f"{job.program.name}: timeout: expected seconds from 0, got {timeout}")
@@ -70,6 +74,7 @@ class Request:
             raise InputError(f"{job.program.name}: it takes no steps, so it has no previews")
         self.job = job
         self.previews = previews
+        self.only_waits = only_waits
         self.submitted = time.perf_counter()
         self.deadline = None if timeout is None else self.submitted + timeout
         self.is_large = False  # among those whose rows are taken one by one

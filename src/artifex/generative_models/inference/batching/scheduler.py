@@ -144,6 +144,8 @@ class Scheduler:
             self._closed = True
             self._drain = self._drain and drain
             self._slots.close(drain=drain)
+            if not self._drain:
+                self._compiling.drop()
             self._changed.notify_all()
 
     def join(self) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from artifex.generative_models.core.errors import (
+    ArtifexError,
     ClosedError,
     DeadlineExceededError,
     OutOfDeviceMemoryError,
@@ -295,7 +296,7 @@ class Slots:
             return None
         if self._closed and not self._drain:
             return ClosedError("the Batcher was closed before this was done")
-        if request.deadline is not None and request.deadline <= now:
+        if request.deadline is not None and request.deadline <= now and not request.only_waits:
             return DeadlineExceededError(f"{name}: not done after {now - request.submitted:.3g} s")
         return None
 
@@ -513,7 +514,10 @@ class Slots:
                 seat.shown = seat.steps
                 wanted = {name: row[name][0].copy() for name in seat.request.wanted}
                 seen.setdefault(seat.request, {})[seat.row] = seat.steps, wanted
-            elif self._check(seat, row, answers):
+                continue
+            if seat.request.previews is not None:
+                seat.request.previews.forget(seat.row)
+            if self._check(seat, row, answers):
                 self._fill(seat.request, seat.row, row)
                 complete.append(seat.request)
         for request, rows in seen.items():
@@ -532,7 +536,7 @@ class Slots:
         """Whether a row came out finite; its request fails else."""
         try:
             seat.request.job.check_results(seat.row, seat.row + 1, results)
-        except Exception as error:  # which says which row
+        except ArtifexError as error:  # which says which row
             answers.append((seat.request, error))
             return False
         return True

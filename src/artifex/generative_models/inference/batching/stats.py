@@ -21,7 +21,7 @@ class BatcherStats:
         output_seconds: Time that it took to share out what their batches gave, summed over requests.
         failed: Requests that ended with an error.
         cancelled: Requests that were given up, by their callers or by `close(drain=False)`.
-        expired: Requests whose timeout passed before any row was under way.
+        expired: Requests whose timeout passed before any row was under way; of a loop, before they were done.
         overloaded: Requests that the full queue refused.
         queued_requests: Requests of which rows wait now.
         queued_rows: Rows that wait now.

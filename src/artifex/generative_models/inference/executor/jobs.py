@@ -195,7 +195,8 @@ class Job:
                 if code == BAD_INPUT:
                     self.check_finite(start + bad[0], start + bad[0] + 1)
                 when = f" at step {code}" if code >= 0 else ""
-        if self.program.place.on_cpu and not bad:  # where they can be looked at as they are
+        looked_at = FINITE in results and not self.program.place.on_cpu  # by the device
+        if not looked_at and not bad:
             for name in self.program.outputs:
                 rows = np.asarray(results[name])[:num_rows]
                 if (row := _first_not_finite(rows, rows.dtype)) is not None:
