@@ -1,6 +1,7 @@
 """What callers say to a model that takes steps, by every way in: the samples are those of Python."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
@@ -286,6 +287,20 @@ def test_longer_tables_run_apart(server, drawn, gate, monkeypatch):
     for program, (_, rows) in zip(gate.programs, gate.seen, strict=True):
         steps[program.options["max_steps"]] += rows
     assert steps == {64: 3 + 4 + 5, 256: 70 + 70 + 90}
+
+
+@pytest.mark.parametrize(("said", "status"), [({}, 200), ({"timeout": 50_000}, 504)])
+def test_what_a_server_lets_wait_may_take_longer_unless_the_client_says_so(
+    server, gate, monkeypatch, said, status
+):
+    monkeypatch.setattr(server.app.plane, "timeout", 0.05)
+    gate.hold()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.client.post, URL, json={"seed": 1, "num_steps": 5, **said})
+        gate.wait(1)
+        time.sleep(0.06)
+        gate.release()
+        assert asked.result().status_code == status
 
 
 def test_tables_take_no_memory_while_they_wait(server):

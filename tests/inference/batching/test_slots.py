@@ -556,3 +556,12 @@ def test_coroutines_draw_with_previews(drawer, gate):
     samples, seen = asyncio.run(main())
     assert seen
     assert {preview.outputs["x"].shape[1:] for preview in seen} == {samples.shape[1:]}
+
+
+def test_on_accelerators_too_what_a_row_gives_is_looked_at(executor, monkeypatch):
+    """Where the device has not: it looks at the states, of which an infinite value can be made."""
+    job = executor.check("walk", rows(3), seed=1)
+    monkeypatch.setattr(executor._place, "on_cpu", False)
+    found = {"y": np.full((1, 3), np.nan, np.float32), "number": np.zeros(1, np.int32)}
+    with pytest.raises(NonFiniteError, match="walk: row 0 came out NaN"):
+        job.check_results(0, 1, found)
