@@ -16,7 +16,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,6 +26,15 @@ from artifex.generative_models.core.errors import (
     OutOfDeviceMemoryError,
 )
 from artifex.generative_models.inference.batching.compiling import CompileLane
+from artifex.generative_models.inference.batching.places import (
+    Flow,
+    Group,
+    Lane,
+    Seat,
+    Turn,
+    spans,
+    widths_between,
+)
 from artifex.generative_models.inference.batching.previews import Seen
 from artifex.generative_models.inference.batching.queue import (
     Answer,
@@ -34,131 +42,18 @@ from artifex.generative_models.inference.batching.queue import (
     Request,
     RequestQueue,
     Row,
-    Span,
 )
 from artifex.generative_models.inference.batching.stats import BatcherStats
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.jobs import Job, Part, merged
 from artifex.generative_models.inference.executor.overlap import is_out_of_memory
 from artifex.generative_models.inference.executor.program import FINE, FINITE, Program
-from artifex.generative_models.inference.executor.slot_batch import SlotBatch
 from artifex.generative_models.inference.executor.stepping import Told
 
 _SHARE_OF_HOST = 0.03  # of a lane's time that may go to the host's work between steps
 _MOST_STEPS = 64  # without a look at who came and went
 _LARGE = 4  # the share of all places that a request must need more than to be large
 _MEMORY = 0.2  # of the last time, in a mean
-
-
-@dataclass(slots=True)
-class _Seat:
-    """A row under way.
-
-    Args:
-        request: Its request.
-        row: Its number within the request.
-        steps: Steps that it has taken.
-        shown: Steps that it had taken when it was last shown.
-    """
-
-    request: Request
-    row: int
-    steps: int = 0
-    shown: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Flow:
-    """All rows of one line, waiting and under way.
-
-    Args:
-        program: What runs them.
-        key: Of the line.
-        served: Seconds that lanes gave it, and those that others had before it came.
-        under_way: Rows in places, and those that are to enter one.
-    """
-
-    program: Program
-    key: LineKey
-    served: float = 0.0
-    under_way: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Group:
-    """Rows in places of one batch on the device.
-
-    Args:
-        flow: Whose rows.
-        again: Rows that are to enter it, and that no other lane may take.
-        is_open: Whether others may join.
-        batch: The batch; None until it begins.
-        seats: What is in each place.
-        step_seconds: Time of a step, as it was of late.
-    """
-
-    flow: _Flow
-    again: list[Row] = field(default_factory=list)
-    is_open: bool = True
-    batch: SlotBatch | None = None
-    seats: list[_Seat | None] = field(default_factory=list)
-    step_seconds: float = 0.0
-
-    @property
-    def seated(self) -> list[tuple[int, _Seat]]:
-        """The places that are taken, and by what."""
-        return [(place, seat) for place, seat in enumerate(self.seats) if seat is not None]
-
-    @property
-    def rows(self) -> list[Row]:
-        """All rows of it."""
-        return [*((seat.request, seat.row) for _, seat in self.seated), *self.again]
-
-    def resize(self, batch: SlotBatch, widths: Sequence[int]) -> None:
-        """Takes so many places, one number of them after the other."""
-        for width in widths:
-            seated = self.seated
-            batch.resize(width, [place for place, _ in seated])
-            self.seats = [seat for _, seat in seated]
-            self.seats += [None] * (width - len(seated))
-
-    def seat(self, rows: Sequence[Row]) -> list[int]:
-        """Gives rows the first places that are free."""
-        free = (place for place, seat in enumerate(self.seats) if seat is None)
-        places = list(itertools.islice(free, len(rows)))
-        for place, (request, row) in zip(places, rows, strict=True):
-            self.seats[place] = _Seat(request, row)
-        return places
-
-
-@dataclass(slots=True, eq=False)
-class _Turn:
-    """What a lane does next.
-
-    Args:
-        group: With which rows.
-        num_new: How many of those that are to enter it do.
-        widths: The numbers of places that it takes before, one after the other.
-        is_eager: Whether others wait for its places.
-    """
-
-    group: _Group
-    num_new: int
-    widths: Sequence[int]
-    is_eager: bool
-
-
-@dataclass(slots=True, eq=False)
-class _Lane:
-    """What a thread runs.
-
-    Args:
-        groups: Those with rows; the one comes first whose turn is next.
-        host_seconds: Time of a turn in which no steps are taken, as it was of late.
-    """
-
-    groups: list[_Group] = field(default_factory=list)
-    host_seconds: float = 0.0
 
 
 class Slots:
@@ -190,8 +85,8 @@ class Slots:
         self._compiling = compiling
         self._changed = threading.Condition(lock)
         compiling.waiting.append(self._changed)
-        self._flows: dict[LineKey, _Flow] = {}
-        self._lanes: list[_Lane] = []
+        self._flows: dict[LineKey, Flow] = {}
+        self._lanes: list[Lane] = []
         self._threads: list[threading.Thread] = []
         self._closed = False
         self._drain = True
@@ -204,7 +99,7 @@ class Slots:
     def wake(self) -> None:
         """Has lanes look at the queue; called with the lock."""
         if not self._threads:
-            self._lanes = [_Lane() for _ in range(self.executor.parallel_executions)]
+            self._lanes = [Lane() for _ in range(self.executor.parallel_executions)]
             self._threads = [
                 threading.Thread(target=self._serve, args=(lane,), name=f"artifex-slots-{i}", daemon=True)
                 for i, lane in enumerate(self._lanes)
@@ -243,7 +138,7 @@ class Slots:
         for group in itertools.chain.from_iterable(lane.groups for lane in self._lanes):
             yield group.flow.program.name, len(group.seats)
 
-    def _serve(self, lane: _Lane) -> None:
+    def _serve(self, lane: Lane) -> None:
         while True:
             with self._lock:
                 following = self._next(lane)
@@ -256,7 +151,7 @@ class Slots:
                 self._answer(self._run(lane, turn))
             del following, ended, turn  # an idle lane keeps nothing alive
 
-    def _next(self, lane: _Lane) -> tuple[list[Answer], _Turn | None] | None:
+    def _next(self, lane: Lane) -> tuple[list[Answer], Turn | None] | None:
         """Waits for something to do; None at the end."""
         while True:
             ended = self._evicted(lane)
@@ -267,7 +162,7 @@ class Slots:
                 return None
             self._changed.wait()
 
-    def _evicted(self, lane: _Lane) -> list[Answer]:
+    def _evicted(self, lane: Lane) -> list[Answer]:
         """Takes out the rows of requests that ended or are late, and without draining all of them."""
         ended: list[Answer] = []
         now = time.perf_counter()
@@ -300,23 +195,23 @@ class Slots:
             return DeadlineExceededError(f"{name}: not done after {now - request.submitted:.3g} s")
         return None
 
-    def _clear(self, group: _Group, places: Iterable[int]) -> None:
+    def _clear(self, group: Group, places: Iterable[int]) -> None:
         """Empties places."""
         for place in places:
             group.seats[place] = None
             self._left(group, 1)
 
-    def _left(self, group: _Group, num_rows: int) -> None:
+    def _left(self, group: Group, num_rows: int) -> None:
         group.flow.under_way -= num_rows
         self._stats[group.flow.program.name].rows_in_flight -= num_rows
 
-    def _turn(self, lane: _Lane) -> _Turn | None:
+    def _turn(self, lane: Lane) -> Turn | None:
         """What is next: of all that has something to do here, what lanes have given the least time so far."""
         for line in self._queue.loops():
             if line.key not in self._flows:
                 behind = min((flow.served for flow in self._flows.values()), default=0.0)
-                self._flows[line.key] = _Flow(line.program, line.key, behind)
-        best: tuple[float, _Flow, _Group, int, Sequence[int]] | None = None
+                self._flows[line.key] = Flow(line.program, line.key, behind)
+        best: tuple[float, Flow, Group, int, Sequence[int]] | None = None
         for flow in list(self._flows.values()):
             waits = self._queue.line(flow.key)
             num_waiting = 0 if waits is None else waits.num_rows
@@ -339,18 +234,16 @@ class Slots:
             group.again += taken
         lane.groups = [*(other for other in lane.groups if other is not group), group]
         is_eager = len(group.again) > num_new or self._queue.line(flow.key) is not None
-        return _Turn(group, num_new, widths, is_eager)
+        return Turn(group, num_new, widths, is_eager)
 
-    def _possible(
-        self, lane: _Lane, flow: _Flow, num_waiting: int
-    ) -> tuple[_Group, int, Sequence[int]] | None:
+    def _possible(self, lane: Lane, flow: Flow, num_waiting: int) -> tuple[Group, int, Sequence[int]] | None:
         """What a flow has to do in a lane: with which rows, how many join them, and in how many places."""
         groups = [group for group in lane.groups if group.flow is flow]
         own = sum(len(group.rows) for group in groups)
         share = -(-(num_waiting + flow.under_way) // len(self._lanes))
         room = max(0, min(num_waiting, min(share, self.executor.slot_widths(flow.program)[-1]) - own))
         if not groups or (room and not any(group.is_open for group in groups)):
-            groups.insert(0, _Group(flow))
+            groups.insert(0, Group(flow))
         group = groups[0]
         num_new = len(group.again) + (room if group.is_open else 0)
         num_seated, now = len(group.seated), len(group.seats)
@@ -373,7 +266,7 @@ class Slots:
             self._compiling.ask(program, best, lambda: self.prepare(program, best))
         return ready
 
-    def _run(self, lane: _Lane, turn: _Turn) -> list[Answer]:
+    def _run(self, lane: Lane, turn: Turn) -> list[Answer]:
         """Takes a turn: rows enter, take steps, and leave when they are done. Gives what ended by it."""
         group, name = turn.group, turn.group.flow.program.name
         answers: list[Answer] = []
@@ -414,7 +307,7 @@ class Slots:
                 self._changed.notify_all()
         return ended
 
-    def _enter(self, lane: _Lane, turn: _Turn, answers: list[Answer]) -> None:
+    def _enter(self, lane: Lane, turn: Turn, answers: list[Answer]) -> None:
         """Puts rows into the batch, which begins with the first and gets as wide as it should be."""
         group = turn.group
         parts, rows = self._parts(group, group.again[: turn.num_new], answers)
@@ -426,7 +319,7 @@ class Slots:
             elif not group.batch.runs(job):  # those under way end with the weights that they began with
                 group.is_open = False
                 with self._lock:
-                    others = _Group(group.flow, list(group.again))
+                    others = Group(group.flow, list(group.again))
                     group.again = []
                     lane.groups.append(others)
                 return
@@ -439,11 +332,11 @@ class Slots:
             del group.again[: len(rows)]
             group.batch.enter(merged(parts), places)
 
-    def _parts(self, group: _Group, rows: list[Row], answers: list[Answer]) -> tuple[list[Part], list[Row]]:
+    def _parts(self, group: Group, rows: list[Row], answers: list[Answer]) -> tuple[list[Part], list[Row]]:
         """Rows that are to enter with all that they take, and which they are; some requests fail by it."""
         parts: list[Part] = []
         fine: list[Row] = []
-        for request, start, stop in _spans(rows):
+        for request, start, stop in spans(rows):
             try:
                 job = self.executor.recheck(request.job)
                 if not job.is_finite:
@@ -459,7 +352,7 @@ class Slots:
             group.again[: len(rows)] = fine
         return parts, fine
 
-    def _advance(self, lane: _Lane, turn: _Turn) -> tuple[Told | None, float]:
+    def _advance(self, lane: Lane, turn: Turn) -> tuple[Told | None, float]:
         """Takes steps; what the batch tells after them, and how long they took."""
         group = turn.group
         seated = group.seated
@@ -487,7 +380,7 @@ class Slots:
             seat.steps = int(told.steps[place])
         return told, seconds
 
-    def _harvest(self, group: _Group, told: Told | None, answers: list[Answer]) -> None:
+    def _harvest(self, group: Group, told: Told | None, answers: list[Answer]) -> None:
         """Takes rows that are done out of their places, and looks at those that are to be seen."""
         if told is None or group.batch is None:
             return
@@ -497,7 +390,7 @@ class Slots:
         shown = [
             place
             for place, seat in seated
-            if place not in broken and place not in done and _is_to_be_seen(seat)
+            if place not in broken and place not in done and seat.is_to_be_seen
         ]
         for place in broken:
             seat = group.seats[place]
@@ -532,7 +425,7 @@ class Slots:
                     assert request.outputs is not None
                     answers.append((request, request.outputs))
 
-    def _check(self, seat: _Seat, results: dict[str, np.ndarray], answers: list[Answer]) -> bool:
+    def _check(self, seat: Seat, results: dict[str, np.ndarray], answers: list[Answer]) -> bool:
         """Whether a row came out finite; its request fails else."""
         try:
             seat.request.job.check_results(seat.row, seat.row + 1, results)
@@ -549,7 +442,7 @@ class Slots:
         for name, output in request.outputs.items():
             output[row] = found[name][0]
 
-    def _split(self, lane: _Lane, group: _Group, error: Exception, answers: list[Answer]) -> None:
+    def _split(self, lane: Lane, group: Group, error: Exception, answers: list[Answer]) -> None:
         """Has the rows of a batch that failed start again.
 
         They do so in a narrower one where memory is too small, else in two, so that in the end a request that
@@ -569,38 +462,12 @@ class Slots:
             lane.groups = [other for other in lane.groups if other is not group]
             for part in parts:
                 again = [row for row in rows if row[0] in part]
-                lane.groups.append(_Group(group.flow, again, is_open=False))
+                lane.groups.append(Group(group.flow, again, is_open=False))
             if not parts:
                 self._left(group, len(rows))
                 answers += [(request, error) for request in requests]
             group.seats, group.again = [], []
 
 
-def widths_between(ready: Iterable[int], now: int, width: int) -> list[int]:
-    """The widths on the way from one to another, which comes last; none where they are the same."""
-    if now < width:
-        return sorted(size for size in {*ready, width} if now < size <= width)
-    return sorted((size for size in {*ready, width} if width <= size < now), reverse=True)
-
-
-def _is_to_be_seen(seat: _Seat) -> bool:
-    previews = seat.request.previews
-    return previews is not None and seat.steps // previews.every > seat.shown // previews.every
-
-
 def _mean(before: float, now: float) -> float:
     return now if not before else (1 - _MEMORY) * before + _MEMORY * now
-
-
-def _spans(rows: Iterable[Row]) -> Iterator[Span]:
-    """Rows of one request that follow each other, together."""
-    start: Row | None = None
-    last: Row | None = None
-    for request, row in rows:
-        if start is None or last is None or last != (request, row - 1):
-            if start is not None and last is not None:
-                yield start[0], start[1], last[1] + 1
-            start = request, row
-        last = request, row
-    if start is not None and last is not None:
-        yield start[0], start[1], last[1] + 1
