@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 import grpc
@@ -15,7 +16,9 @@ from artifex.serving.grpc.messages import SERVICE, decode_request, encode_respon
 from artifex.serving.observe.events import log_event
 from artifex.serving.plane.dataplane import DataPlane
 from artifex.serving.plane.descriptions import model_config, model_metadata, server_metadata, statistics
+from artifex.serving.plane.requests import InferRequest
 from artifex.serving.plane.statuses import UnauthorizedError, UnsupportedError, explain
+from artifex.serving.plane.streams import response_of, rows_and_previews
 
 Authorize = Callable[[str | None], None]
 Answer = Callable[[Any], Awaitable[Any]]
@@ -139,7 +142,10 @@ class _Verbs:
         return grpc.unary_unary_rpc_method_handler(self._told(name, answer))
 
     async def _stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
-        """Answers in the order of the requests; reads no further while too many are in flight."""
+        """Answers in the order of the requests; reads no further while too many are in flight.
+
+        Requests that ask for previews are answered apart: theirs come as they are made.
+        """
         if self._authorize is not None:
             try:
                 self._authorize(_metadata(context, "authorization"))
@@ -148,22 +154,36 @@ class _Verbs:
         stream = cast("asyncio.Task[None]", asyncio.current_task())
         slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
+        one_at_a_time = asyncio.Lock()
 
         async def read() -> None:
             await slots.acquire()
             async for data in requests:
-                answers.put_nowait(tasks.create_task(self._stream_answer(data)))
+                message = _asks_for_previews(data)
+                if message is None:
+                    answers.put_nowait(tasks.create_task(self._stream_answer(data)))
+                else:
+                    tasks.create_task(show(message))
                 await slots.acquire()
+
+        async def show(message: Any) -> None:
+            async with contextlib.aclosing(self._shown(message)) as responses:
+                async for response in responses:
+                    await send(response)
+            slots.release()
 
         async def write() -> None:
             while (answer := await answers.get()) is not None:
-                data = await answer
+                await send(await answer)
+                slots.release()
+
+        async def send(data: bytes) -> None:
+            async with one_at_a_time:
                 try:
                     await context.write(data)
                 except Exception:  # the client has left, and nobody has told the call yet
                     stream.cancel()
-                    return
-                slots.release()
+                    raise asyncio.CancelledError from None
 
         async with asyncio.TaskGroup() as tasks:  # ends them all when the client leaves
             tasks.create_task(write())
@@ -174,6 +194,23 @@ class _Verbs:
             answers.put_nowait(None)
         if drained:  # else an idle stream would keep the server from ending
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server drains; send it elsewhere")
+
+    async def _shown(self, message: Any) -> AsyncGenerator[bytes]:
+        """The responses to a request of a stream that asks for previews; the last says that it is."""
+        message.parameters.pop("triton_enable_empty_final_response", None)
+        try:
+            call = await self.plane.prepare(self._decoded(message), is_stream=True)
+            async with contextlib.aclosing(rows_and_previews(call, [0, call.job.num_rows])) as found:
+                async for part in found:
+                    response = _StreamResponse()
+                    response.infer_response.MergeFrom(encode_response(response_of(call, part)))
+                    is_last = part.steps is None
+                    response.infer_response.parameters["triton_final_response"].bool_param = is_last
+                    yield response.SerializeToString()
+        except Exception as error:  # whatever it is, it is this request's answer
+            response = _StreamResponse(error_message=_status(error)[1])
+            response.infer_response.id = message.id
+            yield response.SerializeToString()
 
     async def _stream_answer(self, data: bytes) -> bytes:
         response = _StreamResponse()
@@ -190,12 +227,14 @@ class _Verbs:
         return response.SerializeToString()
 
     async def _infer(self, message: Any) -> Any:
+        return encode_response(await self.plane.infer(self._decoded(message)))
+
+    def _decoded(self, message: Any) -> InferRequest:
         try:
-            request = decode_request(message)
+            return decode_request(message)
         except InputError:
             self.plane.count_refused(message.model_name)
             raise
-        return encode_response(await self.plane.infer(request))
 
     async def _index(self, message: Any) -> dict[str, Any]:
         _refuse_repository(message)
@@ -289,6 +328,17 @@ def _parsed(request_class: Any, data: bytes) -> Any:
         return request_class.FromString(data)
     except DecodeError as error:
         raise InputError(f"the message is no {request_class.DESCRIPTOR.name}") from error
+
+
+def _asks_for_previews(data: bytes) -> Any | None:
+    """The message of a request that asks for previews; None of any other."""
+    if b"every" not in data:
+        return None
+    try:
+        message = _parsed(_InferRequest, data)
+    except InputError:  # which its answer tells
+        return None
+    return message if "every" in message.parameters else None
 
 
 def _metadata(context: grpc.aio.ServicerContext, key: str) -> str | None:

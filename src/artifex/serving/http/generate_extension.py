@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,25 +15,43 @@ from starlette.requests import Request
 
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.specs import TensorSpec
-from artifex.generative_models.inference.batching.queue import Outputs
 from artifex.generative_models.inference.images import is_picture
 from artifex.serving.http.codec import Loads, dump_json, parameter_values, parse_object
 from artifex.serving.http.json_process import LARGE_BYTES, JsonProcess
 from artifex.serving.plane.dataplane import Call, DataPlane
 from artifex.serving.plane.loaded_model import ServedEndpoint
-from artifex.serving.plane.pictures import decode_pictures
+from artifex.serving.plane.pictures import decode_pictures, picture_urls
 from artifex.serving.plane.requests import InferRequest, present
-from artifex.serving.plane.statuses import explain
-from artifex.serving.plane.tensors import nested_array
+from artifex.serving.plane.statuses import UnsupportedMediaError, explain
+from artifex.serving.plane.streams import rows_and_previews
+from artifex.serving.plane.tensors import nested_array, short
 
 _STREAM_ROWS = 16  # computed together, after the first,
 _STREAM_BYTES = 64 << 20  # where they are not larger than this
 _FORM_BYTES = 1 << 18  # of a form, taken apart at a time
 _SEED = TensorSpec((), np.int64)
+_PICTURES = ("numbers", "png")
+# What JSON comes as: also from curl and from a browser's fetch, where nobody says what it is.
+_JSON_KINDS = ("", "application/json", "application/x-www-form-urlencoded", "text/plain")
 
 
-async def read_generate(request: Request, body: bytes, plane: DataPlane, json: JsonProcess) -> Call:
-    """The call that a generate request asks for.
+@dataclass(frozen=True)
+class Generate:
+    """A generate request.
+
+    Args:
+        call: What it asks for.
+        pictures: The form of pictures in JSON: "numbers", or "png", which is a data URL each.
+    """
+
+    call: Call
+    pictures: str
+
+
+async def read_generate(
+    request: Request, body: bytes, plane: DataPlane, json: JsonProcess, *, is_stream: bool = False
+) -> Generate:
+    """What a generate request asks for.
 
     The body is a JSON object whose properties are inputs and parameters, a picture file, or a form with both;
     a query string may hold more parameters. The path names the model.
@@ -46,16 +66,25 @@ async def read_generate(request: Request, body: bytes, plane: DataPlane, json: J
         content = await _from_form(endpoint, request, body, json)
     elif kind.startswith("image/"):
         content = {_picture_input(endpoint): body}
-    else:
+    elif kind in _JSON_KINDS or kind.endswith("+json"):
         content = await read_object(body, json) if body.strip() else {}
+    else:
+        raise UnsupportedMediaError(
+            f"Content-Type: expected application/json, multipart/form-data or a picture's, got {short(kind)}"
+        )
     for name, value in request.query_params.multi_items():
         _add(content, name, _plain(value))
-    return await plane.prepare(await _infer_request(endpoint, content, model, version))
+    is_input = "pictures" in {*endpoint.inputs, *endpoint.fields}
+    pictures = "numbers" if is_input else content.pop("pictures", None) or "numbers"
+    if pictures not in _PICTURES:
+        raise InputError(f"pictures: expected one of {', '.join(_PICTURES)}, got {short(pictures)}")
+    asked = await _infer_request(endpoint, content, model, version)
+    return Generate(await plane.prepare(asked, is_stream=is_stream), pictures)
 
 
-async def generate_response(call: Call, outputs: Mapping[str, np.ndarray], json: JsonProcess) -> bytes:
-    """The outputs of a call as a JSON object, nested."""
-    return await _dumped(_origin(call), outputs, json)
+async def generate_response(asked: Generate, outputs: Mapping[str, np.ndarray], json: JsonProcess) -> bytes:
+    """The outputs of a request as a JSON object, nested."""
+    return await _dumped(_origin(asked.call), await _shown(asked, outputs), json)
 
 
 async def read_object(body: bytes, json: JsonProcess) -> dict[str, Any]:
@@ -69,41 +98,49 @@ async def read_object(body: bytes, json: JsonProcess) -> dict[str, Any]:
     return await json.run(parse_object, body, json.loads)
 
 
-async def _dumped(facts: dict[str, Any], outputs: Mapping[str, np.ndarray], json: JsonProcess) -> bytes:
-    content = facts | {name: _named(array) for name, array in outputs.items()}
-    if sum(array.nbytes for array in outputs.values()) < LARGE_BYTES:
+async def _shown(asked: Generate, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Outputs with pictures in the form that was asked for."""
+    if asked.pictures == "numbers":
+        return dict(outputs)
+    names = [name for name in asked.call.endpoint.picture_outputs if name in outputs]
+    pipeline = asked.call.loaded.pipeline
+    urls = {name: await asyncio.to_thread(picture_urls, pipeline, outputs[name]) for name in names}
+    return {**outputs, **urls}
+
+
+async def _dumped(facts: dict[str, Any], outputs: Mapping[str, Any], json: JsonProcess) -> bytes:
+    arrays = {name: _named(array) for name, array in outputs.items() if isinstance(array, np.ndarray)}
+    content = {**facts, **outputs, **arrays}
+    if sum(array.nbytes for array in arrays.values()) < LARGE_BYTES:
         return dump_json(content)
     return await json.run(json.dumps, content)
 
 
-async def generate_events(
-    call: Call, first_rows: Callable[[asyncio.Future[Outputs]], Awaitable[Outputs]], json: JsonProcess
-) -> AsyncIterator[bytes]:
-    """The rows of a call as server-sent events, one each, as they are computed.
+async def generate_events(asked: Generate, json: JsonProcess) -> AsyncGenerator[bytes]:
+    """Server-sent events: one for each row as it is computed, before it those of its previews.
 
-    An error of the first rows, for which `first_rows` waits, is raised; a later one is the last event.
+    An error before the first of them is raised; a later one is the last event.
     """
-    with call.loaded.in_use():
-        num_rows = call.job.num_rows
-        at_once = min(_STREAM_ROWS, max(1, _STREAM_BYTES // call.job.bytes_per_row))
-        bounds = [0, *range(1, num_rows, at_once), num_rows]
-        ahead = call.submit(bounds[0], bounds[1])
-        try:
-            for i, start in enumerate(bounds[:-1]):
-                outputs = await (ahead if i else first_rows(ahead))
-                if i + 2 < len(bounds):
-                    ahead = call.submit(bounds[i + 1], bounds[i + 2])
-                for row in range(bounds[i + 1] - start):
-                    values = {name: rows[row] for name, rows in outputs.items()}
-                    event = await _dumped(_origin(call) | {"index": start + row}, values, json)
+    call, begun = asked.call, False
+    at_once = min(_STREAM_ROWS, max(1, _STREAM_BYTES // call.job.bytes_per_row))
+    bounds = [0, *range(1, call.job.num_rows, at_once), call.job.num_rows]
+    try:
+        async with contextlib.aclosing(rows_and_previews(call, bounds)) as found:
+            async for part in found:
+                shown = await _shown(asked, part.outputs)
+                for i, index in enumerate(part.rows):
+                    which = {"index": index}
+                    if part.steps is not None:
+                        which |= {"step": part.steps[i], "preview": True}
+                    row = {name: rows[i] for name, rows in shown.items()}
+                    event = await _dumped(_origin(call) | which, row, json)
+                    begun = True
                     yield b"data: %b\n\n" % event
-        except Exception as error:  # whatever it is, it is the stream's last event
-            if not start:
-                raise
-            _, _, message = explain(error)
-            yield b"data: %b\n\n" % orjson.dumps({"error": message})
-        finally:
-            ahead.cancel()
+    except Exception as error:  # whatever it is, it is the stream's last event
+        if not begun:
+            raise
+        _, _, message = explain(error)
+        yield b"data: %b\n\n" % orjson.dumps({"error": message})
 
 
 def _origin(call: Call) -> dict[str, Any]:

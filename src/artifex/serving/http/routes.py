@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -11,11 +12,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from artifex.generative_models.core.errors import InputError
 from artifex.serving.http.bodies import BodyReader, Headers, compressed
 from artifex.serving.http.departures import Departures
 from artifex.serving.http.generate_extension import (
+    Generate,
     generate_events,
     generate_response,
     read_generate,
@@ -93,7 +96,8 @@ class Routes:
         return _json({})
 
     async def _generate(self, request: Request) -> Response:
-        call = await read_generate(request, await self._body(request), self._plane, self._json_process)
+        asked = await self._asked(request)
+        call = asked.call
         wanted = call.request.outputs
         names = [name for name in call.endpoint.picture_outputs if wanted is None or name in wanted]
         as_png = _wants_png(request)
@@ -105,25 +109,21 @@ class Routes:
         if as_png:
             png = await asyncio.to_thread(pictures_as_png, call.loaded.pipeline, outputs[names[0]])
             return Response(png, media_type="image/png", headers=seed)
-        answer = await generate_response(call, outputs, self._json_process)
+        answer = await generate_response(asked, outputs, self._json_process)
         body, encoding = await compressed(answer, _headers(request))
         coded = {} if encoding is None else {"content-encoding": encoding}
         return Response(body, media_type="application/json", headers={**seed, **coded})
 
     async def _generate_stream(self, request: Request) -> Response:
-        call = await read_generate(request, await self._body(request), self._plane, self._json_process)
-        events = generate_events(
-            call, lambda rows: self._departures.result(rows, request.receive), self._json_process
-        )
-        first = await anext(events)  # an error before it is a plain response
+        asked = await self._asked(request, is_stream=True)
+        events = generate_events(asked, self._json_process)
+        # An error before the first is a plain response.
+        first = await self._departures.result(asyncio.ensure_future(anext(events)), request.receive)
+        return _EventStream(first, events)
 
-        async def rest() -> Any:
-            yield first
-            async for event in events:
-                yield event
-
-        headers = {"cache-control": "no-cache"}
-        return StreamingResponse(rest(), media_type="text/event-stream", headers=headers)
+    async def _asked(self, request: Request, *, is_stream: bool = False) -> Generate:
+        body = await self._body(request)
+        return await read_generate(request, body, self._plane, self._json_process, is_stream=is_stream)
 
     async def _body(self, request: Request) -> bytes:
         return await self._bodies.read(_headers(request), request.receive)
@@ -131,6 +131,25 @@ class Routes:
     async def _object(self, request: Request) -> dict[str, Any]:
         body = await self._body(request)
         return present(await read_object(body, self._json_process)) if body.strip() else {}
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events; what makes them ends when the client leaves."""
+
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes]):
+        self._events = events
+
+        async def all_of_them() -> AsyncIterator[bytes]:
+            yield first
+            async for event in events:
+                yield event
+
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # else nginx keeps them back
+        super().__init__(all_of_them(), media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with contextlib.aclosing(self._events):
+            await super().__call__(scope, receive, send)
 
 
 def _wants_png(request: Request) -> bool:

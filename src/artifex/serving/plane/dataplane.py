@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from artifex.generative_models.core.errors import ArtifexError, InputError
 from artifex.generative_models.core.fields import Said, checked_fields
 from artifex.generative_models.core.keys import RowKeys
+from artifex.generative_models.inference.batching.previews import Preview
 from artifex.generative_models.inference.executor.jobs import Job, Late
 from artifex.generative_models.inference.images import is_picture
 from artifex.serving.plane.loaded_model import LoadedModel, ServedEndpoint
@@ -33,6 +35,7 @@ class Call:
         timeout: Seconds until it is given up if none of its rows is under way; where the client has said
             them, of a model that takes steps if they are not done.
         only_waits: Whether they are the server's, which bound how long it waits and not how long it takes.
+        every: Steps of a row between two previews of it; None has no previews.
     """
 
     request: InferRequest
@@ -42,13 +45,24 @@ class Call:
     seed: int | list[int] | None
     timeout: float | None
     only_waits: bool
+    every: int | None = None
 
-    def submit(self, start: int = 0, stop: int | None = None) -> asyncio.Future[dict[str, np.ndarray]]:
+    def submit(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        on_preview: Callable[[Preview], object] | None = None,
+    ) -> asyncio.Future[dict[str, np.ndarray]]:
         """Queues the rows from `start` on and before `stop`, by default all."""
         job = self.job if stop is None else self.job.part(start, stop)
         try:
             return self.loaded.batcher.submit_job(
-                job, outputs=self.request.outputs, timeout=self.timeout, only_waits=self.only_waits
+                job,
+                outputs=self.request.outputs,
+                timeout=self.timeout,
+                only_waits=self.only_waits,
+                on_preview=on_preview,
+                every=1 if self.every is None else self.every,
             )
         except InputError:
             self.loaded.refused[self.endpoint.name] += 1
@@ -58,11 +72,14 @@ class Call:
         """Notes that it has been answered."""
         self.loaded.last_inference = int(1e3 * time.time())
 
-    def response(self, outputs: dict[str, np.ndarray]) -> InferResponse:
-        """The response to a request."""
-        self.finished()
+    def response(self, outputs: Mapping[str, np.ndarray], *, is_preview: bool = False) -> InferResponse:
+        """The response to a request, or one of those before it."""
+        if not is_preview:
+            self.finished()
         request, loaded = self.request, self.loaded
         parameters: Parameters = {"seed": self.seed} if isinstance(self.seed, int) else {}
+        if is_preview:
+            parameters["preview"] = True
         return InferResponse(request.model, loaded.version, request.id, parameters, outputs)
 
 
@@ -110,11 +127,11 @@ class DataPlane:
             return False
         return True
 
-    async def prepare(self, request: InferRequest) -> Call:
+    async def prepare(self, request: InferRequest, *, is_stream: bool = False) -> Call:
         """Checks a request; in a thread where that takes longer.
 
         That is where there are pictures to decode or new options to trace, or where what was said becomes
-        something else.
+        something else. The answer to a stream has parts, so it may ask for previews.
 
         Raises:
             NotFoundError, NotReadyError: As for `find`.
@@ -125,9 +142,9 @@ class DataPlane:
         options = {name: request.parameters[name] for name in endpoint.options if name in request.parameters}
         has_files = any(array.dtype.kind == "O" for array in request.inputs.values())
         if not has_files and endpoint.says is None and loaded.knows(endpoint.name, options):
-            return self._checked(request, loaded, endpoint)
+            return self._checked(request, loaded, endpoint, is_stream)
         with loaded.in_use():
-            return await asyncio.to_thread(self._checked, request, loaded, endpoint)
+            return await asyncio.to_thread(self._checked, request, loaded, endpoint, is_stream)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Runs a request.
@@ -144,24 +161,30 @@ class DataPlane:
             loaded, endpoint = self.find(model)
             loaded.refused[endpoint.name] += 1
 
-    def _checked(self, request: InferRequest, loaded: LoadedModel, endpoint: ServedEndpoint) -> Call:
+    def _checked(
+        self, request: InferRequest, loaded: LoadedModel, endpoint: ServedEndpoint, is_stream: bool
+    ) -> Call:
         try:
-            return self._call(request, loaded, endpoint)
+            return self._call(request, loaded, endpoint, is_stream)
         except ArtifexError:
             loaded.refused[endpoint.name] += 1
             raise
 
-    def _call(self, request: InferRequest, loaded: LoadedModel, endpoint: ServedEndpoint) -> Call:
+    def _call(
+        self, request: InferRequest, loaded: LoadedModel, endpoint: ServedEndpoint, is_stream: bool
+    ) -> Call:
         given = dict(request.inputs)
         parameters = dict(request.parameters)
         timeout = _timeout(parameters)
+        every = _every(endpoint, parameters) if is_stream else None
         seeds = _seeds(endpoint, given.pop("seed", None), parameters.pop("seed", None))
         num_rows = self._num_rows(parameters.pop("num_samples", None), seeds)
         options = _options(endpoint, parameters)
         fields = _fields(endpoint, given, parameters)
         if parameters:
             drawing = ["seed", "num_samples"] if endpoint.draws else []
-            known = [*drawing, "timeout", "priority", *endpoint.options, *endpoint.fields]
+            looks = ["every"] if is_stream and endpoint.takes_steps else []
+            known = [*drawing, *looks, "timeout", "priority", *endpoint.options, *endpoint.fields]
             raise InputError(
                 f"{request.model}: unknown parameter {short(next(iter(parameters)))}; "
                 f"it takes {', '.join(known)}"
@@ -193,7 +216,7 @@ class DataPlane:
         )
         only_waits = timeout is None
         timeout = self.timeout if only_waits else timeout
-        return Call(request, loaded, endpoint, job, seed, timeout, only_waits)
+        return Call(request, loaded, endpoint, job, seed, timeout, only_waits, every)
 
     def _num_rows(self, wanted: Any, seeds: list[int] | None) -> int | None:
         """How many rows a request is for, where that is said other than by its inputs."""
@@ -282,6 +305,18 @@ def _timeout(parameters: Parameters) -> float | None:
     if isinstance(timeout, bool | str) or not 0 <= timeout < 2**63:
         raise InputError(f"timeout: expected microseconds from 0, got {short(timeout)}")
     return timeout / 1e6 if timeout else None
+
+
+def _every(endpoint: ServedEndpoint, parameters: Parameters) -> int | None:
+    """Steps between previews, where a stream asks for them."""
+    every = parameters.pop("every", None)
+    if every is None:
+        return None
+    if not endpoint.takes_steps:
+        raise InputError(f"{endpoint.name} takes no steps, so it has no previews: leave out every")
+    if type(every) is not int or every < 1:
+        raise InputError(f"every: expected a number of steps from 1, got {short(every)}")
+    return every
 
 
 def _seeds(endpoint: ServedEndpoint, tensor: np.ndarray | None, parameter: Any) -> list[int] | None:

@@ -38,6 +38,7 @@ class ServedEndpoint:
         outputs: One row of each output.
         options: Static options that callers choose.
         draws: Whether it draws random numbers, and so takes a seed.
+        takes_steps: Whether its rows take steps, of which there are previews.
         doc: One line for people.
         says: What callers say in place of its other inputs and options, if there are any.
         made: Names of the inputs that are made of what they say.
@@ -48,6 +49,7 @@ class ServedEndpoint:
     outputs: Mapping[str, TensorSpec]
     options: Mapping[str, Option]
     draws: bool
+    takes_steps: bool
     doc: str
     says: Preparation | None = None
     made: Sequence[str] = ()
@@ -64,6 +66,7 @@ class ServedEndpoint:
             outputs,
             made.given_options,
             executor.draws(name),
+            executor.takes_steps(name),
             made.doc,
             made.says,
             [input_name for input_name in inputs if input_name not in given],

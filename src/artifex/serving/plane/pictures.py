@@ -60,11 +60,21 @@ def _from_base64(text: bytes) -> bytes:
     return b"".join([base64.b64decode(part, validate=True) for part in parts])
 
 
+def picture_urls(pipeline: InferencePipeline, pictures: np.ndarray) -> list[str]:
+    """A model's pictures [rows, H, W, C] as PNGs, each a data URL."""
+    files = map(encode_png, _pixels(pipeline, pictures))
+    return [f"data:image/png;base64,{base64.b64encode(file).decode()}" for file in files]
+
+
+def _pixels(pipeline: InferencePipeline, pictures: np.ndarray) -> np.ndarray:
+    """Pictures as uint8; those of a model that came without a range of its own have 0 to 1."""
+    pixels = np.asarray(pipeline.postprocess_fn(pictures))
+    return pixels if pixels.dtype == np.uint8 else denormalize_images(pixels, (0.0, 1.0))
+
+
 def pictures_as_png(pipeline: InferencePipeline, pictures: np.ndarray) -> bytes:
     """One PNG of a model's pictures [rows, H, W, C]: a single one as it is, several as a grid."""
-    pixels = np.asarray(pipeline.postprocess_fn(pictures))
-    if pixels.dtype != np.uint8:  # a model that came without a range of its own
-        pixels = denormalize_images(pixels, (0.0, 1.0))
+    pixels = _pixels(pipeline, pictures)
     if len(pixels) == 1:
         return encode_png(pixels[0])
     grid = PictureGrid(pixels.shape)

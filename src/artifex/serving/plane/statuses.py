@@ -5,6 +5,7 @@ ArtifexError
 ├── NotFoundError         no such model, version or page
 ├── TooLargeError         a body or a number of rows over the server's limit
 ├── TooSlowError          a body that does not arrive in time
+├── UnsupportedMediaError a content type that no body has
 ├── UnsupportedError      a part of the protocol that this server does not have
 ├── UnloadableError       a model that cannot be loaded
 └── NotReadyError         a model that is not loaded yet or any more, or a server that drains
@@ -39,6 +40,10 @@ class TooSlowError(ArtifexError):
     """A body does not arrive in time."""
 
 
+class UnsupportedMediaError(ArtifexError):
+    """A body's content type is none that is taken."""
+
+
 class UnsupportedError(ArtifexError):
     """The protocol has it, this server does not."""
 
@@ -53,6 +58,7 @@ class NotReadyError(ArtifexError):
 
 _STATUS: dict[type[Exception], tuple[int, str]] = {
     InputError: (400, "INVALID_ARGUMENT"),
+    UnsupportedMediaError: (415, "INVALID_ARGUMENT"),
     UnauthorizedError: (401, "UNAUTHENTICATED"),
     NotFoundError: (404, "NOT_FOUND"),
     TooSlowError: (408, "DEADLINE_EXCEEDED"),

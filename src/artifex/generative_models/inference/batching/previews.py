@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,19 @@ class Preview(NamedTuple):
     rows: np.ndarray
     steps: np.ndarray
     outputs: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, seen: Mapping[int, Seen]) -> Preview:
+        """What was seen of rows, by their numbers."""
+        rows = sorted(seen)
+        names = seen[rows[0]][1]
+        outputs = {name: np.stack([seen[row][1][name] for row in rows]) for name in names}
+        return cls(np.array(rows), np.array([seen[row][0] for row in rows]), outputs)
+
+    def seen(self) -> Iterator[tuple[int, Seen]]:
+        """Each row's number, and what was seen of it."""
+        for i, (row, steps) in enumerate(zip(self.rows.tolist(), self.steps.tolist(), strict=True)):
+            yield row, (steps, {name: rows[i] for name, rows in self.outputs.items()})
 
 
 class Previews:
@@ -95,11 +108,8 @@ class Previews:
                 if not newest:
                     self._is_called = False
                     return
-            rows = sorted(newest)
-            outputs = {name: np.stack([newest[row][1][name] for row in rows]) for name in newest[rows[0]][1]}
-            preview = Preview(np.array(rows), np.array([newest[row][0] for row in rows]), outputs)
             try:
-                self._on_preview(preview)
+                self._on_preview(Preview.of(newest))
             except Exception:  # of whoever looks: the sample is drawn all the same
                 _log.exception("a callback for previews failed, and gets no more")
                 self.end()

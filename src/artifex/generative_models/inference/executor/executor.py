@@ -480,6 +480,10 @@ class Executor:
         """Whether an endpoint draws random numbers, so that its calls need a key or a seed."""
         return self._catalog.find(endpoint, options).needs_keys
 
+    def takes_steps(self, endpoint: str, **options: Hashable) -> bool:
+        """Whether an endpoint is a loop, so that its rows have previews."""
+        return self._catalog.find(endpoint, options).takes_steps
+
     def cost(self, endpoint: str, batch_size: int, **options: Hashable) -> Cost:
         """What one execution takes, by the compiler's own account; compiles, but runs nothing.
 
