@@ -17,7 +17,7 @@ export function drawPanel(model, endpoint, gallery) {
   const count = control(
     {
       name: "num_samples", kind: "integer", label: "pictures", default: Math.min(4, endpoint.max_rows),
-      minimum: 1, maximum: Math.min(MOST, endpoint.max_rows), multiple: null, doc: "",
+      minimum: 1, maximum: Math.min(MOST, endpoint.max_rows), doc: "",
     },
     changed,
   );

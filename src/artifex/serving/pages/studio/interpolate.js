@@ -22,7 +22,7 @@ export function interpolatePanel(model, way) {
   const frames = control(
     {
       name: "frames", kind: "integer", default: Math.min(way.interpolate ? 9 : 33, most), minimum: 2, maximum: most,
-      multiple: null, doc: "Pictures from the first to the last.",
+      doc: "Pictures from the first to the last.",
     },
     changed,
   );

@@ -77,7 +77,7 @@ function say(words) {
 
 function waiting({ models }) {
   const names = models.filter((model) => model.state === "LOADING").map((model) => model.name);
-  return `${names.join(", ")} ${names.length === 1 ? "is" : "are"} being loaded. This page shows it once it is there.`;
+  return `${names.join(", ")} ${names.length === 1 ? "is" : "are"} being loaded …`;
 }
 
 async function showCommands() {

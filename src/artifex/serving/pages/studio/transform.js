@@ -73,5 +73,6 @@ function written(endpoint, event) {
 
 function short(value) {
   if (Array.isArray(value)) return `[${value.map(short).join(", ")}]`;
-  return typeof value === "number" ? String(Number(value.toPrecision(5))) : JSON.stringify(value);
+  if (typeof value !== "number") return JSON.stringify(value);
+  return value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(5)));
 }

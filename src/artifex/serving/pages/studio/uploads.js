@@ -49,7 +49,8 @@ export class Upload {
     this.image.hidden = false;
     this.image.alt = `Your picture for ${this.control.name}`;
     this.zone.classList.add("filled");
-    this.hint.replaceChildren(el("strong", {}, this.title), "Another picture");
+    this.hint.replaceChildren(el("strong", {}, this.title));
+    this.zone.title = "Drop, paste or choose another";
     this.onChange();
   }
 

@@ -13,7 +13,7 @@ export function walkPanel(model, endpoint) {
   const shown = endpoint.outputs.find((one) => one.is_picture).name;
   const changed = () => runner.changed();
   const made = (name, kind, value, minimum, maximum, doc) =>
-    control({ name, kind, default: value, minimum, maximum, multiple: null, doc }, changed);
+    control({ name, kind, default: value, minimum, maximum, doc }, changed);
   const stops = made("stops", "integer", 6, 2, 16, "Random latents on the way.");
   const between = made("frames", "integer", 16, 1, 32, "From one stop to the next.");
   const spread = made("spread", "number", 1, 0, 3, "Deviation of the latents; the prior's is 1.");
