@@ -47,7 +47,7 @@ async function refresh() {
   catalog = told;
   if (!studio.isConnected) root.replaceChildren(notice, studio);
   if (before !== JSON.stringify(told)) {
-    if (before !== "null" || hasKey()) showCommands();
+    if (before !== "null" || hasKey() || document.querySelector("#models .LOADING")) showCommands();
     showModels();
   }
   const isLoading = told.models.some((model) => model.state === "LOADING");
