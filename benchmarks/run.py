@@ -24,6 +24,7 @@ BENCHMARKS = (
     "loading",
     "concurrency",
     "slots",
+    "watchers",
     "scaling",
     "families",
     "quality",

@@ -26,6 +26,7 @@ MIX = (10, 20, 50)
 CLIENTS, REQUESTS, ROUNDS = 64, 192, 3
 LOAD = 0.6  # of what slots can do
 SLOTS, WHOLE, LINES = "slots", "whole batches", "a line per number of steps"
+ONE_WIDTH = "slots of one width"
 
 executor = artifex.load("mnist-diffusion").executor
 HOW: Mapping[int, Sampling] = {
@@ -36,8 +37,10 @@ HOW: Mapping[int, Sampling] = {
 class Side:
     """A way to run requests: by one batcher, or by one for each number of steps."""
 
-    def __init__(self, *, slots: bool, apart: bool = False):
-        self._batchers = [Batcher(executor, slots=slots) for _ in (MIX if apart else MIX[:1])]
+    def __init__(self, *, slots: bool, apart: bool = False, deterministic: bool = False):
+        self._batchers = [
+            Batcher(executor, slots=slots, deterministic=deterministic) for _ in (MIX if apart else MIX[:1])
+        ]
         self._batchers[0].warmup(["generate"])
         for batcher in self._batchers[1:]:
             batcher.warmup(["generate"])
@@ -131,7 +134,12 @@ def beside_many(side: Side) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    sides = {SLOTS: Side(slots=True), WHOLE: Side(slots=False), LINES: Side(slots=False, apart=True)}
+    sides = {
+        SLOTS: Side(slots=True),
+        WHOLE: Side(slots=False),
+        LINES: Side(slots=False, apart=True),
+        ONE_WIDTH: Side(slots=True, deterministic=True),
+    }
     rows: list[Row] = []
     facts: dict[str, object] = {}
 
@@ -151,7 +159,11 @@ def main() -> None:
         ]
         for n, v in mixed.items()
     ]
-    facts |= {f"throughput over {name}": over(SLOTS, mixed, name) for name in (WHOLE, LINES)}
+    facts |= {f"throughput over {name}": over(SLOTS, mixed, name) for name in (WHOLE, LINES, ONE_WIDTH)}
+    alone = {name: statistics.median(latencies(sides[name], 0.5, [20] * 5)) for name in (SLOTS, ONE_WIDTH)}
+    of_one = alone[ONE_WIDTH] / alone[SLOTS]
+    rows.append([f"20 steps alone: {ONE_WIDTH}", f"{alone[ONE_WIDTH]:.2f} s", f"{1 / of_one:.2f}"])
+    facts["one width, alone"] = round(of_one, 3)
 
     rate = LOAD * statistics.median(mixed[SLOTS])
     for mix, title, pace in ((MIX, "10, 20 or 50 steps", rate), ((20,), "20 steps", 0.0)):
@@ -192,12 +204,16 @@ def main() -> None:
     )
     facts["cancelled"] = round(gained / 0.7, 3)
 
-    alone, beside, shown = beside_many(sides[SLOTS])
+    by_itself, beside, shown = beside_many(sides[SLOTS])
     rows.append(
-        ["50 steps beside a request of 4,096 rows, over alone", f"{beside:.2f} s", f"{beside / alone:.2f}"]
+        [
+            "50 steps beside a request of 4,096 rows, over alone",
+            f"{beside:.2f} s",
+            f"{beside / by_itself:.2f}",
+        ]
     )
     rows.append(["… until the first preview", f"{shown:.2f} s", ""])
-    facts |= {"beside 4,096": round(beside / alone, 3), "first preview": round(shown, 3)}
+    facts |= {"beside 4,096": round(beside / by_itself, 3), "first preview": round(shown, 3)}
     for side in sides.values():
         side.close()
     report("slots", ["requests for one digit", "", "slots over it"], rows, facts)

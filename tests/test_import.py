@@ -20,6 +20,7 @@ NAMES = {
         "Batcher",
         "Executor",
         "InferencePipeline",
+        "StepStream",
         "StreamingGenerator",
         "batch_encode_images",
         "batch_generate_samples",
@@ -40,6 +41,7 @@ NAMES = {
         "optimize_batch_size",
         "parallel_batch_inference",
         "stream_samples",
+        "stream_steps",
         "tune",
     ],
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Batcher,
         Executor,
         InferencePipeline,
+        StepStream,
         StreamingGenerator,
         batch_encode_images,
         batch_generate_samples,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         optimize_batch_size,
         parallel_batch_inference,
         stream_samples,
+        stream_steps,
         tune,
     )
 
@@ -45,6 +47,7 @@ __all__ = [
     "Executor",
     "InferencePipeline",
     "Option",
+    "StepStream",
     "StreamingGenerator",
     "TensorSpec",
     "__version__",
@@ -68,6 +71,7 @@ __all__ = [
     "optimize_batch_size",
     "parallel_batch_inference",
     "stream_samples",
+    "stream_steps",
     "tune",
 ]
 

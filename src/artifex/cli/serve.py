@@ -48,6 +48,12 @@ def serve(
     max_queued_rows: Annotated[int, typer.Option(min=1, help="Most rows that wait, a model.")] = 32768,
     batch_size: BatchSize = None,
     dtype: Dtype = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="One batch size for all, so that a seed's bits do not depend on load."
+        ),
+    ] = False,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="ARTIFEX_API_KEY", help="Key that requests must bring.", show_envvar=True),
@@ -122,6 +128,7 @@ def serve(
         max_rows=max_rows,
         max_queued_rows=max_queued_rows,
         timeout=timeout or None,
+        deterministic=deterministic,
         cors_origins=cors_origin or (),
         access_log=access_log,
         watch_seconds=1.0 if watch else None,

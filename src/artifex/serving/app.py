@@ -29,6 +29,7 @@ def create_app(
     max_rows: int = 4096,
     max_queued_rows: int = 1 << 15,
     timeout: float | None = 60.0,
+    deterministic: bool = False,
     body_timeout: float = 30.0,
     cors_origins: Sequence[str] = (),
     access_log: bool = False,
@@ -50,6 +51,8 @@ def create_app(
         max_rows: Rows of one request.
         max_queued_rows: Rows that may wait, for each model; more are refused with status 429.
         timeout: Seconds that a request may wait unless it says otherwise; None is for ever.
+        deterministic: Whether everything runs in batches of one size, so that the bits of a sample depend on
+            its seed alone and not on the load; `docs/serving.md` says what that costs.
         body_timeout: Seconds for a request's body to arrive.
         cors_origins: Web origins whose scripts may call.
         access_log: Whether to log each request.
@@ -71,7 +74,7 @@ def create_app(
     if not named:
         raise InputError("expected at least one model")
     sources = {name: _source(model, batch_size, dtype) for name, model in named.items()}
-    repository = Repository(sources, max_queued_rows=max_queued_rows)
+    repository = Repository(sources, max_queued_rows=max_queued_rows, deterministic=deterministic)
     return App(
         DataPlane(repository, max_rows=max_rows, timeout=timeout),
         api_key=api_key,

@@ -307,7 +307,7 @@ def test_a_cancelled_row_leaves_its_place_at_once(open_batcher, gate):
     other.result(TIMEOUT)
     batcher.close()
     stats = batcher.stats()["walk"]
-    assert (stats.cancelled, stats.evicted_rows, stats.requests) == (1, 1, 1)
+    assert (stats.cancelled, stats.cancelled_rows, stats.requests) == (1, 1, 1)
     assert stats.row_steps < 10
 
 

@@ -23,6 +23,7 @@ from artifex.generative_models.inference.offline.batch import (
     parallel_batch_inference,
 )
 from artifex.generative_models.inference.pipeline import InferencePipeline
+from artifex.generative_models.inference.step_stream import StepStream, stream_steps
 from artifex.generative_models.inference.streaming import StreamingGenerator, stream_samples
 from artifex.generative_models.inference.tuning.optimize import optimize_batch_size, tune
 
@@ -31,6 +32,7 @@ __all__ = [
     "Batcher",
     "Executor",
     "InferencePipeline",
+    "StepStream",
     "StreamingGenerator",
     "batch_encode_images",
     "batch_generate_samples",
@@ -51,5 +53,6 @@ __all__ = [
     "optimize_batch_size",
     "parallel_batch_inference",
     "stream_samples",
+    "stream_steps",
     "tune",
 ]

@@ -138,8 +138,13 @@ class StreamingGenerator:
         self.close()
 
     def _draw_first(self) -> bool:
-        """Draws the first sample here, sooner than through the queue, and has the next block drawn."""
+        """Draws the first sample here, sooner than through the queue, and has the next block drawn.
+
+        One that takes steps joins the batches of the others.
+        """
         if self._blocks or self._block_rows > 1 or not self._batcher or self._next_row == self._end:
+            return False
+        if self._batcher.executor.takes_steps("generate", **self._how.options):
             return False
         executor = self._batcher.executor
         job = executor.check("generate", self._how.rows(0, 1), **self._call(1))

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from artifex.generative_models.inference.batching.stats import BatcherStats
 
-_LABELS = ("model", "version")
+_LABELS = ("model", "version", "cause")
 _PROCESS = ProcessCollector(registry=None)
 
 _Table = dict[str, tuple[str, Callable[[BatcherStats], float]]]
@@ -28,7 +28,6 @@ _COUNTERS: _Table = {
     "artifex_requests_expired": ("Requests that waited too long", lambda s: s.expired),
     "artifex_steps": ("Steps that batches took", lambda s: s.steps),
     "artifex_row_steps": ("Steps that rows of batches took", lambda s: s.row_steps),
-    "artifex_rows_evicted": ("Rows that left a batch before they were done", lambda s: s.evicted_rows),
     "artifex_requests_overloaded": ("Requests that a full queue refused", lambda s: s.overloaded),
 }
 # Seconds, which are microseconds there.
@@ -44,6 +43,13 @@ _GAUGES: _Table = {
     "artifex_queue_rows": ("Rows that wait", lambda s: s.queued_rows),
     "artifex_places": ("Places for rows in running batches", lambda s: s.places),
     "artifex_rows_in_flight": ("Rows that are computed now", lambda s: s.rows_in_flight),
+}
+
+
+_EVICTED: dict[str, Callable[[BatcherStats], float]] = {
+    "cancelled": lambda s: s.cancelled_rows,
+    "expired": lambda s: s.expired_rows,
+    "failed": lambda s: s.failed_rows,
 }
 
 
@@ -88,10 +94,20 @@ class _Counters(Collector):
         for kind, table in (("unknown", _COUNTERS), ("gauge", _GAUGES)):
             for name, (doc, value) in table.items():
                 yield _metric(name, doc, [(labels, value(stats)) for labels, stats in found], kind)
-        per_batch = SummaryMetricFamily("artifex_rows_per_batch", "Rows of a batch", labels=_LABELS)
+        per_batch = SummaryMetricFamily("artifex_rows_per_batch", "Rows of a batch", labels=_LABELS[:2])
         for labels, stats in found:
             per_batch.add_metric(labels, count_value=stats.batches, sum_value=stats.rows)
         yield per_batch
+        previews = SummaryMetricFamily(
+            "artifex_first_preview_seconds", "Time from a request to its first preview", labels=_LABELS[:2]
+        )
+        for labels, stats in found:
+            previews.add_metric(labels, count_value=stats.previewed, sum_value=stats.preview_seconds)
+        yield previews
+        evicted = [
+            ((*labels, cause), value(stats)) for labels, stats in found for cause, value in _EVICTED.items()
+        ]
+        yield _metric("artifex_rows_evicted", "Rows that left a batch before they were done", evicted)
         ready = [((model.name,), float(model.version is not None)) for model in self._models]
         yield _metric("artifex_model_ready", "Whether a model is loaded", ready, "gauge")
         compiles = [

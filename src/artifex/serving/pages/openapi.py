@@ -30,6 +30,7 @@ _ERRORS = {
     404: ("NotFound", "There is no such model, endpoint or version."),
     408: ("TooSlow", "The body did not arrive in time."),
     413: ("TooLarge", "The body or the number of rows is over the server's limit."),
+    415: ("UnsupportedMedia", "The body's content type is none that is taken."),
     429: ("Overloaded", "The queue is full; try again later."),
     500: ("Internal", "Something broke; the server's log tells what."),
     501: ("Unsupported", "The protocol has it, this server does not."),
@@ -39,6 +40,7 @@ _ERRORS = {
 _READ = {401, 500}
 _MODEL = {401, 404, 500, 503}
 _BODY = {400, 401, 408, 413, 500, 501}
+_GENERATE = _MODEL | _BODY | {415, 429, 504}
 _RUN = _MODEL | _BODY | {429, 504}
 
 _FILE: Json = {**TEXT, "contentMediaType": "application/octet-stream"}
@@ -149,11 +151,15 @@ def _model(base: str, suffix: str, named: list[Json], examples: dict[str, Json |
     content = {"application/json": {"schema": ref("InferRequest"), "examples": bodies}, **_BINARY}
     infer["requestBody"] = {"required": True, "content": content}
     body = {**_json(ref("GenerateRequest")), "multipart/form-data": {"schema": OBJECT}, **_PICTURES}
-    generate = _operation("generate" + suffix, "Runs a model, in plain JSON.", {}, _RUN, named, body)
+    generate = _operation("generate" + suffix, "Runs a model, in plain JSON.", {}, _GENERATE, named, body)
     generate["responses"]["200"] = _generated(_json(ref("GenerateResponse")), pictures=True)
     events: Json = {"text/event-stream": {"example": 'data: {"index": 0, "x": [[0.0]]}\n\n'}}
     about = "Runs a model and sends each row as an event, a JSON object, once it is there."
-    stream = _operation("generateStream" + suffix, about, events, _RUN, named, body)
+    stream = _operation("generateStream" + suffix, about, events, _GENERATE, named, body)
+    stream["description"] = (
+        "With every, of models that take steps: before it events with preview, the row's index and step, and "
+        "what it looks like after every so many steps. Who reads slowly gets the newest."
+    )
     runs = {f"{base}/infer": infer, f"{base}/generate": generate, f"{base}/generate_stream": stream}
     return {
         **_paths("Models", "get", metadata),
@@ -176,11 +182,12 @@ def _generate_of(name: str, endpoint: ServedEndpoint, max_rows: int) -> Json:
         files = dict.fromkeys(endpoint.picture_inputs, array_of(_FILE))
         content["multipart/form-data"] = {"schema": object_of({**files, **options}, [])}
     about = f"{name}: {endpoint.doc or 'runs it'}, in plain JSON."
-    operation = _operation(f"generate-{name}", about, {}, _RUN, parameters, content)
+    operation = _operation(f"generate-{name}", about, {}, _GENERATE, parameters, content)
     answer = _json(generate_response(endpoint))
     operation["responses"]["200"] = _generated(answer, pictures=bool(endpoint.picture_outputs))
+    looks = ", and with every, steps, previews before them" if endpoint.takes_steps else ""
     return described(
-        operation, f"/v2/models/{name}/generate_stream takes the same and sends rows one by one."
+        operation, f"/v2/models/{name}/generate_stream takes the same and sends rows one by one{looks}."
     )
 
 

@@ -83,6 +83,9 @@ def generate_options(endpoint: ServedEndpoint, max_rows: int) -> Json:
     if endpoint.picture_inputs:
         about = "Resizes picture files; those of another size are refused otherwise."
         options["resize"] = described({**FLAG, "default": False}, about)
+    if endpoint.picture_outputs:
+        about = "The form of pictures in JSON: nested numbers, or a PNG each, as a data URL."
+        options["pictures"] = described({"enum": ["numbers", "png"], "default": "numbers"}, about)
     for name, spec in endpoint.inputs.items():
         if spec.shape == ():
             options[name] = _of_spec(_element(spec), spec)
@@ -109,11 +112,12 @@ def _input(spec: TensorSpec) -> Json:
 
 
 def _output(spec: TensorSpec) -> Json:
-    """Rows of an output; JSON has no infinity and no NaN, so null stands for them."""
+    """Rows of an output; JSON has no infinity and no NaN, so null stands for them. A picture may be a PNG."""
     element = _element(spec)
     if element["type"] == "number":
         element = {"type": ["number", "null"]}
-    return array_of(_nested(element, spec))
+    row = _nested(element, spec)
+    return array_of({"anyOf": [row, TEXT]} if is_picture(spec) else row)
 
 
 def _one_or_many(schema: Json, about: str) -> Json:

@@ -115,6 +115,7 @@ class LoadedModel:
         version: The protocol's name of its checkpoint.
         replaces: An earlier state of the same model, whose executables are used if they fit.
         max_queued_rows: Rows that may wait.
+        deterministic: Whether everything runs in batches of one size, as for `Batcher`.
         progress: Told of every executable that is ready.
     """
 
@@ -125,15 +126,18 @@ class LoadedModel:
         *,
         replaces: LoadedModel | None = None,
         max_queued_rows: int,
+        deterministic: bool = False,
         progress: Progress,
     ):
         self.pipeline = pipeline
         self.version = version
+        self.batcher = Batcher(
+            pipeline.executor, max_queued_rows=max_queued_rows, deterministic=deterministic
+        )
         executor = self.executor
         if replaces is not None and _is_alike(pipeline, replaces.pipeline):
             executor.reuse_executables(replaces.executor)
         start, compiled = time.perf_counter(), executor.compile_count
-        self.batcher = Batcher(executor, max_queued_rows=max_queued_rows)
         _warm_up(self.batcher, progress)
         self.warmup_seconds = time.perf_counter() - start
         self.num_compiled = executor.compile_count - compiled
@@ -149,7 +153,7 @@ class LoadedModel:
     @property
     def executor(self) -> Executor:
         """What runs it."""
-        return self.pipeline.executor
+        return self.batcher.executor
 
     def counters(self) -> dict[str, BatcherStats]:
         """What was done so far, by endpoint; requests that never came to the queue count as failed."""

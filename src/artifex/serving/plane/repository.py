@@ -67,17 +67,19 @@ class Repository:
     Args:
         sources: Where each model comes from, by name.
         max_queued_rows: Rows that may wait, for each model.
+        deterministic: Whether each runs everything in batches of one size.
 
     Raises:
         InputError: A name with other characters than letters, digits, dots, dashes and underscores.
     """
 
-    def __init__(self, sources: Mapping[str, Source], *, max_queued_rows: int):
+    def __init__(self, sources: Mapping[str, Source], *, max_queued_rows: int, deterministic: bool = False):
         for name in sources:
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) or name in _TAKEN:
                 raise InputError(f"{name!r} cannot be a model's name; give one: NAME=DIRECTORY")
         self.entries = {name: Entry(name, source) for name, source in sources.items()}
         self._max_queued_rows = max_queued_rows
+        self._deterministic = deterministic
         # One at a time, since loading takes all cores; a thread, since it takes seconds.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="artifex-loader")
         self._drains: set[asyncio.Task[None]] = set()
@@ -251,6 +253,7 @@ class Repository:
             version,
             replaces=entry.loaded,
             max_queued_rows=self._max_queued_rows,
+            deterministic=self._deterministic,
             progress=progress,
         )
         self.settle()

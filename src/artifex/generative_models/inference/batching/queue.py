@@ -37,11 +37,13 @@ class Request:
     """
 
     __slots__ = (
+        "cause",
         "deadline",
         "ended",
         "future",
         "in_slots",
         "is_large",
+        "is_seen",
         "job",
         "num_missing",
         "num_taken",
@@ -82,7 +84,9 @@ class Request:
         self.num_missing = job.num_rows
         self.outputs: Outputs | None = None  # while it is put together from several batches
         self.in_slots = False  # whether its rows are taken one by one
+        self.is_seen = False  # whether there was a preview
         self.ended = False  # answered, failed or dropped
+        self.cause = "cancelled"  # why rows leave that are not done when it has ended
         self.future: Any = None  # where the answer goes
 
     @property

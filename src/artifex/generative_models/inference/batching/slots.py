@@ -14,7 +14,7 @@ import itertools
 import math
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -177,11 +177,15 @@ class Slots:
                         stats.cancelled += 1
                     else:
                         stats.expired += 1
+                        request.cause = "expired"
             self._clear(group, [place for place, seat in group.seated if seat.request.ended])
             kept = [row for row in group.again if not row[0].ended]
             self._left(group, len(group.again) - len(kept))
             group.again = kept
-            stats.evicted_rows += len(rows) - len(group.rows)
+            causes = Counter(request.cause for request, _ in rows if request.ended)
+            stats.cancelled_rows += causes["cancelled"]
+            stats.expired_rows += causes["expired"]
+            stats.failed_rows += causes["failed"]
         lane.groups = [group for group in lane.groups if group.seated or group.again]
         return ended
 
@@ -300,6 +304,7 @@ class Slots:
                 ended.append((request, found))
                 if isinstance(found, Exception):
                     stats.failed += 1
+                    request.cause = "failed"
                 else:
                     stats.requests += 1
                     stats.request_seconds += end - request.submitted
@@ -416,9 +421,16 @@ class Slots:
         for request, rows in seen.items():
             assert request.previews is not None
             request.previews.put(rows)
+        now = time.perf_counter()
         with self._lock:
+            stats = self._stats[group.flow.program.name]
+            for request in seen:
+                if not request.is_seen:
+                    request.is_seen = True
+                    stats.previewed += 1
+                    stats.preview_seconds += now - request.submitted
             self._clear(group, [*broken, *done])
-            self._stats[group.flow.program.name].rows += len(done)
+            stats.rows += len(done)
             for request in complete:
                 request.num_missing -= 1
                 if not request.num_missing and not request.ended:

@@ -28,8 +28,11 @@ class BatcherStats:
         rows_in_flight: Rows that are being computed now.
         steps: Steps that batches of a loop took.
         row_steps: Those of their rows, summed.
-        evicted_rows: Rows of a loop that left before they were done: cancelled, expired, or of a request
-            that failed.
+        cancelled_rows: Rows of a loop that left before they were done, since nobody wants them any more.
+        expired_rows: Rows that did since they were late.
+        failed_rows: Rows that did since another of their request failed.
+        previewed: Requests of which there was a preview.
+        preview_seconds: Time from submission to the first preview, summed over them.
         places: Places for rows in the batches of a loop that there are now.
     """
 
@@ -51,7 +54,11 @@ class BatcherStats:
     rows_in_flight: int = 0
     steps: int = 0
     row_steps: int = 0
-    evicted_rows: int = 0
+    cancelled_rows: int = 0
+    expired_rows: int = 0
+    failed_rows: int = 0
+    previewed: int = 0
+    preview_seconds: float = 0.0
     places: int = 0
 
     def __add__(self, other: BatcherStats) -> BatcherStats:
