@@ -62,7 +62,7 @@ def test_a_vae(runner, serving, pipeline):
 
 
 def test_a_model_that_takes_steps(runner, serving):
-    content = told(runner, serving, steps=picture_pipeline(denoiser(), batch_size=4))
+    content = told(runner, serving, steps=picture_pipeline(denoiser(), batch_size=1))
     found = named(content["models"][0]["endpoints"], "endpoint")
     assert {name for name in found if found[name]["takes_steps"]} >= {"generate", "inpaint", "interpolate"}
     assert not found["denoise"]["takes_steps"]

@@ -36,7 +36,7 @@ expect.set_options(timeout=1e3 * TIMEOUT)
 
 @pytest.fixture(scope="module")
 def server(pipeline: InferencePipeline) -> Iterator[Live]:
-    steps = picture_pipeline(denoiser(), batch_size=4)
+    steps = picture_pipeline(denoiser(), batch_size=1)  # of which little is compiled
     with live(create_app({"tiny": pipeline, "steps": steps}, max_rows=256)) as server:
         yield server
 

@@ -85,7 +85,7 @@ def _studio_page(root: str, nav: str, commands: str, *, reload: bool = False, is
     locked = " data-locked" if is_locked else ""
     body = [
         _header(root, nav),
-        f"<main><div id='studio'{locked}></div>",
+        f"<main><h1 class='unseen'>Artifex</h1><div id='studio'{locked}></div>",
         "<noscript><p class='text'>The studio needs JavaScript; commands do not.</p></noscript>",
         f"<section id='models' class='text'>{commands}</section></main>",
     ]

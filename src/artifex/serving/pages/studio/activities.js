@@ -7,6 +7,7 @@ import { transformPanel } from "./transform.js";
 import { walkPanel } from "./walk.js";
 
 const needed = (endpoint) => endpoint.controls.filter((one) => one.is_needed);
+const isPlain = (endpoint) => needed(endpoint).every((one) => !["picture", "vector"].includes(one.kind));
 const givesPicture = (endpoint) => endpoint.outputs.some((one) => one.is_picture);
 
 // A list of {id, title, open}, where `open` makes the panel.
@@ -14,7 +15,7 @@ export function activities(model, gallery) {
   const found = [];
   const add = (id, title, open) => found.push({ id, title, open });
   const by = Object.fromEntries(model.endpoints.map((endpoint) => [endpoint.endpoint, endpoint]));
-  for (const endpoint of model.endpoints.filter((one) => givesPicture(one) && !needed(one).length)) {
+  for (const endpoint of model.endpoints.filter((one) => givesPicture(one) && isPlain(one))) {
     const title = endpoint.endpoint === "generate" ? "Draw" : titled(endpoint.endpoint);
     add(endpoint.endpoint, title, () => drawPanel(model, endpoint, gallery));
   }

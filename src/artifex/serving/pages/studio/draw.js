@@ -48,7 +48,7 @@ export function drawPanel(model, endpoint, gallery) {
         version = event.model_version;
       }
     } finally {
-      if (!signal.aborted || pictures.length < number) grid.settle();
+      grid.settle();
     }
     const withSeed = seed ? `, seed ${request.seed}` : "";
     say(`${plural(number)} in ${seconds(start)}${withSeed}`);

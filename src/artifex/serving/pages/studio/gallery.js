@@ -12,6 +12,7 @@ export class Gallery {
   constructor(onReuse) {
     this.onReuse = onReuse;
     this.items = kept();
+    this.newestLive = null; // the item that a live panel drew last
     this.list = el("ul", { className: "items" });
     this.status = el("p", { className: "status", role: "status", "aria-live": "polite" });
     const clear = { click: () => this.change([], "The gallery is empty now.") };
@@ -23,9 +24,9 @@ export class Gallery {
 
   // Adds what was drawn. What a live panel draws takes the place of what it drew just before.
   add(item, isLive) {
-    const [newest, ...others] = this.items;
-    const replaces = isLive && newest?.isLive && newest.endpoint === item.endpoint;
-    this.change([{ ...item, isLive }, ...(replaces ? others : this.items)], "");
+    const replaces = isLive && this.items.length > 0 && this.items[0] === this.newestLive;
+    if (isLive) this.newestLive = item;
+    this.change([item, ...(replaces ? this.items.slice(1) : this.items)], "");
   }
 
   remove(item) {

@@ -130,7 +130,7 @@ function openActivity(model, activity) {
   }
   current = activity.open();
   place.replaceChildren(current.element);
-  history.replaceState(null, "", `#${encodeURIComponent(model.name)}/${activity.id}`);
+  history.replaceState(null, "", `#${model.name}/${activity.id}`);
 }
 
 function close() {
@@ -155,7 +155,7 @@ function reuse(item) {
 
 function fromAddress() {
   const [model, activity] = location.hash.slice(1).split("/");
-  return [decodeURIComponent(model), activity];
+  return [model, activity]; // names of models have no characters that addresses change
 }
 
 choice.addEventListener("change", () => showModel());
