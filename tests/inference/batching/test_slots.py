@@ -12,6 +12,7 @@ from shared import TIMEOUT
 from walks import StepGate, walking
 
 from artifex.generative_models.core import Endpoint
+from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.errors import (
     ClosedError,
     DeadlineExceededError,
@@ -416,6 +417,20 @@ def test_memory_that_is_too_small_for_a_width_loses_nothing(monkeypatch):
     assert executor.batch_sizes_of("walk") == (1, 2)
     for i, y in enumerate(found):
         np.testing.assert_allclose(y[:2], alone(executor, rows(9, 9), i), **CLOSE)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_width_whose_state_memory_cannot_hold_is_left_out(monkeypatch, missing):
+    executor = Executor(WEIGHTS, {"walk": walking()}, batch_sizes=(1, 2))
+    (program,) = executor.programs("walk")
+    memory = executor._current.opened.part(program, 2, "steps").memory_analysis()
+    state = 2 * 4 * (3 + 1)  # bytes of two rows' x and step
+    assert memory.alias_size_in_bytes >= state
+    needed = memory.temp_size_in_bytes + memory.alias_size_in_bytes + 2 * program.bytes_per_row
+    free = executor.executions_in_flight * needed - missing
+    monkeypatch.setattr(DeviceManager, "free_memory", lambda self: free)
+    assert executor.prepare_slots(program, 2, [1]) == (not missing)
+    assert executor.batch_sizes_of("walk") == ((1,) if missing else (1, 2))
 
 
 def test_no_memory_even_for_the_smallest_is_an_error(monkeypatch):

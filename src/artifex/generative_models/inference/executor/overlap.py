@@ -142,7 +142,8 @@ class Runner:
         if memory is not None and size > program.batch_sizes[0] and not self._place.spans_processes:
             rows = size // self._place.num_shards * program.bytes_per_row
             in_flight, free = self._in_flight(program), DeviceManager().free_memory()
-            needed = in_flight * (memory.temp_size_in_bytes + rows)
+            state = memory.alias_size_in_bytes  # what is donated: of a loop in slots, held throughout
+            needed = in_flight * (memory.temp_size_in_bytes + state + rows)
             if free is not None and needed > free:
                 raise jax.errors.JaxRuntimeError(
                     f"RESOURCE_EXHAUSTED: {in_flight} batches of {size} rows take {needed / 1e9:.2f} GB, "
