@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import orjson
@@ -45,6 +46,7 @@ def page_answers(plane: DataPlane) -> dict[str, Callable[[Request], Response]]:
     }
 
 
+@functools.cache
 def open_paths() -> frozenset[str]:
     """The paths that take no key: they are the same for everyone, or tell less to who has none."""
     return frozenset({"/", *(f"/studio/{name}" for name in studio_files())})
