@@ -20,6 +20,7 @@ from importlib import resources
 from typing import Any
 
 import apart
+import browsers
 import distributed_ray
 import jax
 import numpy as np
@@ -49,6 +50,7 @@ share_compilations()
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(apart.plugin(config))
     config.pluginmanager.register(distributed_ray)
+    config.pluginmanager.register(browsers)
 
 
 @pytest.hookimpl(tryfirst=True)

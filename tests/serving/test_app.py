@@ -17,7 +17,8 @@ from artifex.serving import create_app
 
 KEY = {"authorization": "Bearer sesame"}
 HEALTH = ["/v2/health/live", "/v2/health/ready"]
-PATHS = ["/", "/docs", "/openapi.json", "/metrics", "/v2", "/v2/models/plain.double", "/v2/nothing", "/infer"]
+PATHS = ["/docs", "/openapi.json", "/metrics", "/studio/models.json", "/v2", "/v2/models/plain.double"]
+PATHS += ["/v2/nothing", "/infer", "/studio/nothing.js", "/studio/%2e%2e/x"]
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +89,22 @@ def test_without_the_key_nothing_is_told(locked, path, authorization):
     assert "sesame" not in error_of(response)
 
 
+@pytest.mark.parametrize("authorization", [None, "Bearer sesam"])
+def test_without_the_key_the_page_asks_for_it_and_names_no_model(locked, authorization):
+    headers = {} if authorization is None else {"authorization": authorization}
+    page = locked.client.get("/", headers=headers)
+    assert page.status_code == 200
+    assert "data-locked" in page.text
+    assert "plain" not in page.text
+    assert "data-locked" not in locked.client.get("/", headers=KEY).text
+    for file in ("studio.js", "studio.css", "page.css", "icon.svg"):
+        assert locked.client.get(f"/studio/{file}", headers=headers).status_code == 200
+
+
 def test_with_the_key_all_is_as_without_keys(locked):
     statuses = [locked.client.get(path, headers=KEY).status_code for path in PATHS]
-    assert statuses == [200] * 6 + [404, 404]
+    assert statuses == [200] * 6 + [404] * 4
+    assert "plain.double" in locked.client.get("/", headers=KEY).text
     assert locked.client.post(URL, json=GOOD, headers=KEY).status_code == 200
 
 

@@ -45,7 +45,8 @@ def create_app(
             give them, those, pipelines, executors and models.
         batch_size: The largest batch of models from disk; None is what `tune` found, or 64.
         dtype: Dtype in which models from disk compute.
-        api_key: Where there is one, requests must bring it: `Authorization: Bearer KEY`. Health is exempt.
+        api_key: Where there is one, requests must bring it: `Authorization: Bearer KEY`. Health is exempt, as
+            is the page at `/`, which asks for the key and tells nothing before.
         max_body_bytes: Size of a request's body, compressed or not.
         max_rows: Rows of one request.
         max_queued_rows: Rows that may wait, for each model; more are refused with status 429.

@@ -19,6 +19,7 @@ from artifex.serving.http.bodies import BodyReader, ClientGoneError, Headers, Re
 from artifex.serving.http.codec import OutputForm, decode_request, encode_response
 from artifex.serving.http.departures import Departures
 from artifex.serving.http.json_process import LARGE_BYTES, JsonProcess
+from artifex.serving.http.page_routes import open_paths
 from artifex.serving.http.routes import Routes
 from artifex.serving.observe.events import log_event
 from artifex.serving.plane.dataplane import DataPlane
@@ -142,14 +143,20 @@ class App:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Headers = dict(scope["headers"])
         path = _path(scope)
+        has_key = True
         try:
             if self._api_key is not None and path not in _HEALTH:
-                self.authorize(headers.get(b"authorization", b"").decode("utf-8", "surrogateescape"))
+                try:
+                    self.authorize(headers.get(b"authorization", b"").decode("utf-8", "surrogateescape"))
+                except UnauthorizedError:
+                    if path not in open_paths():
+                        raise
+                    has_key = False
             if path.endswith("/infer"):
                 status = 200
                 raw, body = await self._infer(scope["method"], path, headers, receive)
             else:
-                await self._route(scope, path, headers, receive, send)
+                await self._route({**scope, "has_key": has_key}, path, headers, receive, send)
                 return
         except (ClientGoneError, ClientDisconnect):
             return

@@ -1,4 +1,4 @@
-"""Everything that the server answers over HTTP but inference itself: metadata, pages, pictures, streams."""
+"""Everything that the server answers over HTTP but inference itself: metadata, pictures, streams; pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
@@ -25,9 +25,8 @@ from artifex.serving.http.generate_extension import (
     read_object,
 )
 from artifex.serving.http.json_process import JsonProcess
+from artifex.serving.http.page_routes import page_answers
 from artifex.serving.observe.metrics import prometheus_text
-from artifex.serving.pages.index import docs_page, index_page
-from artifex.serving.pages.openapi import openapi
 from artifex.serving.plane.dataplane import DataPlane
 from artifex.serving.plane.descriptions import model_config, model_metadata, server_metadata, statistics
 from artifex.serving.plane.pictures import pictures_as_png
@@ -48,9 +47,7 @@ class Routes:
     def _routes(self) -> list[Route]:
         plane = self._plane
         told: dict[str, Callable[[Request], Response]] = {
-            "/": lambda request: HTMLResponse(index_page(plane, _base_url(request))),
-            "/docs": lambda request: HTMLResponse(docs_page(plane, _base_url(request))),
-            "/openapi.json": lambda r: _json(openapi(plane) | {"servers": [{"url": _base_url(r)}]}),
+            **page_answers(plane),
             "/metrics": lambda _: _metrics(plane),
             "/v2": lambda _: _json(server_metadata()),
             "/v2/health/live": lambda _: _json({"live": True}),
@@ -160,10 +157,6 @@ def _wants_png(request: Request) -> bool:
 
 def _headers(request: Request) -> Headers:
     return dict(request.scope["headers"])
-
-
-def _base_url(request: Request) -> str:
-    return str(request.base_url).rstrip("/")
 
 
 def _named(request: Request) -> tuple[str, str]:

@@ -10,40 +10,21 @@ import numpy as np
 from artifex import __version__
 from artifex.generative_models.core.specs import TensorSpec
 from artifex.serving.pages.commands import curl_commands, tritonclient_snippet
+from artifex.serving.pages.controls import shown_state
 from artifex.serving.pages.openapi import openapi
 from artifex.serving.plane.dataplane import DataPlane
 from artifex.serving.plane.loaded_model import ServedEndpoint
 from artifex.serving.plane.repository import Entry
 from artifex.serving.plane.tensors import datatype_of, field_datatype
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --link: light-dark(#0550ae, #79b8ff); }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem 1.25rem 4rem; }
-h1 { margin: .5rem 0; } h2 { margin: 2.5rem 0 .5rem; } h3 { margin: 2rem 0 .25rem; } p { margin: .4rem 0; }
-a { color: var(--link); } nav a { margin-right: 1.25rem; }
-code, pre { font: .875em/1.5 ui-monospace, monospace; }
-pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px; padding: .6rem .8rem;
-  margin: .15rem 0 .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-pre code { user-select: all; }
-table { border-collapse: collapse; width: 100%; margin: .5rem 0 1rem; font-size: .9375em; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
-  border-bottom: 1px solid var(--line); overflow-wrap: break-word; }
-th { font-weight: 600; opacity: .7; }
-@media (max-width: 45rem) { td:not(:first-child) { overflow-wrap: anywhere; } }
-details { border: 1px solid var(--line); border-radius: 6px; margin: .4rem 0; padding: .4rem .8rem; }
-summary { cursor: pointer; }
-.state { font-size: .75rem; font-weight: 600; padding: .15rem .5rem; border-radius: 1rem; color: #fff;
-  background: #9a6700; vertical-align: middle; }
-.READY { background: #1a7f37; } .UNAVAILABLE { background: #b42318; }
-.label { opacity: .75; font-size: .9375em; }
-"""
 
-
-def index_page(plane: DataPlane, base_url: str) -> str:
-    """The models, with commands to try.
+def index_page(plane: DataPlane, base_url: str, root: str = "") -> str:
+    """The studio, and below it the models with commands to try.
 
     Args:
         base_url: Where the server is, without a slash at the end; not to be trusted.
+        root: The path of that, which is all that the page's own files are asked for by: a proxy in front may
+            speak another scheme.
     """
     entries = plane.repository.entries.values()
     links = {
@@ -54,21 +35,35 @@ def index_page(plane: DataPlane, base_url: str) -> str:
         "Ready": "v2/health/ready",
     }
     draining = "<p>The server is about to end and takes no more requests.</p>" if plane.draining else ""
-    body = [
-        "<h1>Artifex</h1>",
+    commands = [
+        "<h2 class='part'>Models and commands</h2>",
         f"<p>Generative models behind the Open Inference Protocol V2, version {escape(__version__)}.</p>",
-        _links({text: f"{base_url}/{path}" for text, path in links.items()}),
         draining,
         "<p>If the server has an API key, commands need it too: "
         "<code>-H 'Authorization: Bearer KEY'</code>.</p>",
         *(_model(entry, plane, base_url) for entry in entries),
     ]
-    waits = any(entry.state == "LOADING" or entry.reason == "not loaded yet" for entry in entries)
-    return _page("Artifex", body, reload=waits)
+    waits = any(shown_state(entry) == "LOADING" for entry in entries)
+    nav = _links({text: f"{base_url}/{path}" for text, path in links.items()})
+    return _studio_page(root, nav, "".join(commands), reload=waits)
 
 
-def docs_page(plane: DataPlane, base_url: str) -> str:
-    """The operations that the OpenAPI document has, without those that this server only refuses."""
+def locked_page(root: str = "") -> str:
+    """The page for who has not given the key: the studio, which asks for it, and no word of the models.
+
+    Args:
+        root: As for `index_page`.
+    """
+    return _studio_page(root, "", "", is_locked=True)
+
+
+def docs_page(plane: DataPlane, base_url: str, root: str = "") -> str:
+    """The operations that the OpenAPI document has, without those that this server only refuses.
+
+    Args:
+        base_url: As for `index_page`.
+        root: As there.
+    """
     rows = [
         [method.upper(), path, operation["summary"]]
         for path, operations in openapi(plane)["paths"].items()
@@ -76,16 +71,37 @@ def docs_page(plane: DataPlane, base_url: str) -> str:
         if "200" in operation["responses"]
     ]
     body = [
-        "<h1>Artifex API</h1>",
+        _header(root, _links({"Models": f"{base_url}/", "OpenAPI": f"{base_url}/openapi.json"})),
+        "<main class='text'><h1>API</h1>",
         "<p>The OpenAPI document says what each operation takes and gives; any OpenAPI viewer shows it.</p>",
-        _links({"Models": f"{base_url}/", "OpenAPI": f"{base_url}/openapi.json"}),
         _table(["Method", "Path", ""], rows),
+        "</main>",
     ]
-    return _page("Artifex API", body)
+    return _page("Artifex API", root, body)
+
+
+def _studio_page(root: str, nav: str, commands: str, *, reload: bool = False, is_locked: bool = False) -> str:
+    path = escape(f"{root}/studio")
+    locked = " data-locked" if is_locked else ""
+    body = [
+        _header(root, nav),
+        f"<main><h1 class='unseen'>Artifex</h1><div id='studio'{locked}></div>",
+        "<noscript><p class='text'>The studio needs JavaScript; commands do not.</p></noscript>",
+        f"<section id='models' class='text'>{commands}</section></main>",
+    ]
+    head = f"<link rel='stylesheet' href='{path}/studio.css'>"
+    head += f"<script type='module' src='{path}/studio.js'></script>"
+    if reload:  # by itself, where no script looks for news
+        head += "<noscript><meta http-equiv='refresh' content='2'></noscript>"  # seconds
+    return _page("Artifex", root, body, head)
+
+
+def _header(root: str, nav: str) -> str:
+    return f"<header class='top'><a class='name' href='{escape(root)}/'>Artifex</a>{nav}</header>"
 
 
 def _model(entry: Entry, plane: DataPlane, base_url: str) -> str:
-    state = "LOADING" if entry.reason == "not loaded yet" else entry.state
+    state = shown_state(entry)
     parts = [
         f"<h2>{escape(entry.name)} <span class='state {escape(state)}'>{escape(state)}</span></h2>",
         f"<p>{escape(entry.reason)}</p>" if entry.reason else "",
@@ -148,10 +164,11 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def _page(title: str, body: Iterable[str], *, reload: bool = False) -> str:
-    again = "<meta http-equiv='refresh' content='2'>" if reload else ""  # seconds
-    head = "<meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-    return (
-        f"<!doctype html><html lang='en'><head>{head}{again}<title>{escape(title)}</title>"
-        f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>"
+def _page(title: str, root: str, body: Iterable[str], head: str = "") -> str:
+    path = escape(f"{root}/studio")
+    head = (
+        "<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(title)}</title><link rel='icon' href='{path}/icon.svg'>"
+        f"<link rel='stylesheet' href='{path}/page.css'>{head}"
     )
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(body)}</body></html>"

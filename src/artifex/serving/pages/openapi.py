@@ -6,6 +6,7 @@ from collections.abc import Set
 
 from artifex import __version__
 from artifex.serving.pages.examples import all_endpoints, generate_example, infer_example
+from artifex.serving.pages.files import MEDIA_TYPES, studio_files
 from artifex.serving.pages.schemas import (
     FLAG,
     OBJECT,
@@ -49,6 +50,7 @@ _HEADER_LENGTH: Json = {
     "schema": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
 }
 _PICTURES: Json = {f"image/{kind}": {"schema": _FILE} for kind in ("png", "jpeg", "webp", "bmp")}
+_CONTROLS = "The models for the studio: their endpoints, and a control for everything that these take."
 _ABOUT = (
     "Generative models behind the Open Inference Protocol V2. Each endpoint of a model is a model of the "
     "protocol, such as mnist-vae.encode; the model's own name is its generate."
@@ -88,13 +90,17 @@ def openapi(plane: DataPlane) -> Json:
 def _server() -> Json:
     html: Json = {"text/html": {}}
     text: Json = {"text/plain": {}}
+    files: Json = {media_type: {} for media_type in MEDIA_TYPES.values()}
+    file = _parameter("path", "file", {**TEXT, "enum": [*studio_files()]}, "Its name.")
     live, statistics = _json(object_of({"live": {"const": True}})), _json(ref("Statistics"))
     ready = _operation("ready", "Whether every model is loaded.", _json(ref("Ready")), set())
     ready["responses"]["503"] = _response("Not yet, or not any more.", _json(ref("Ready")))
     pages = {
-        "/": _operation("index", "The models, with commands to try.", html, _READ),
+        "/": _operation("index", "The studio, and the models with commands to try.", html, {500}),
         "/docs": _operation("docs", "A table of the operations.", html, _READ),
         "/openapi.json": _operation("openapi", "This API as an OpenAPI document.", _json(OBJECT), _READ),
+        "/studio/models.json": _operation("studioModels", _CONTROLS, _json(ref("StudioModels")), _READ),
+        "/studio/{file}": _operation("studioFile", "A file of the studio.", files, {401, 404, 500}, [file]),
     }
     server = {
         "/metrics": _operation("metrics", "Counters for Prometheus.", text, _READ),

@@ -217,6 +217,50 @@ SCHEMAS: Json = {
         }
     ),
     "Index": array_of(ref("IndexEntry")),
+    "StudioControl": object_of(
+        {
+            "name": TEXT,
+            "kind": {
+                **TEXT,
+                "enum": ["integer", "number", "text", "choice", "flag", "picture", "vector", "seed"],
+            },
+            "default": described({}, "What holds where nobody says anything; null is that nothing does."),
+            "minimum": {"type": ["number", "null"]},
+            "maximum": {"type": ["number", "null"]},
+            "choices": {"type": ["array", "null"]},
+            "multiple": {"type": ["integer", "null"]},
+            "doc": TEXT,
+            "shape": described(_SIZES, "Of a row; empty for a scalar."),
+            "is_needed": FLAG,
+        }
+    ),
+    "StudioEndpoint": object_of(
+        {
+            "name": described(TEXT, "What requests call it."),
+            "endpoint": described(TEXT, "Its name within its model."),
+            "doc": TEXT,
+            "draws": described(FLAG, "Whether it takes a seed."),
+            "takes_steps": described(FLAG, "Whether streams have previews."),
+            "max_rows": COUNT,
+            "controls": array_of(ref("StudioControl")),
+            "outputs": array_of(object_of({"name": TEXT, "shape": _SIZES, "is_picture": FLAG})),
+        }
+    ),
+    "StudioModels": object_of(
+        {
+            "draining": FLAG,
+            "max_rows": COUNT,
+            "models": array_of(
+                object_of(
+                    {
+                        **dict.fromkeys(("name", "version", "reason"), TEXT),
+                        "state": {**TEXT, "enum": ["UNAVAILABLE", "LOADING", "READY"]},
+                        "endpoints": array_of(ref("StudioEndpoint")),
+                    }
+                )
+            ),
+        }
+    ),
     "InputTensor": object_of(
         {**_TENSOR, "parameters": object_of(_BINARY_SIZE, [], closed=True), "data": _DATA},
         [*_TENSOR],
