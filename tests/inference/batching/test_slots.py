@@ -117,17 +117,42 @@ def test_nothing_is_compiled_after_warming_up(open_batcher, compilations):
 def test_short_ones_overtake_long_ones(open_batcher, gate):
     batcher = open_batcher()
     gate.hold()
-    long = [batcher.submit("walk", rows(50), seed=i) for i in range(2)]
+    long = [batcher.submit("walk", rows(100), seed=i) for i in range(2)]
     gate.wait(1)
     short = batcher.submit("walk", rows(3), seed=7)
-    gate.release(5)
+    gate.release(40)
     assert len(short.result(TIMEOUT)["y"]) == 1
     assert not any(future.done() for future in long)
     gate.release()
     for future in long:
         future.result(TIMEOUT)
-    assert {width for width, _ in gate.seen[2:4]} == {4}  # three rows
+    assert gate.seen.count((4, 3)) == 3
+    assert gate.seen.index((4, 3)) >= 32  # once the long ones have taken so many steps
     assert (2, 2) in gate.seen[-2:]  # and fewer places when they were two again
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "num_rows", "at_once"), [(True, 2, 2), (True, 7, 2), (True, 8, 8), (False, 7, 7)]
+)
+def test_a_core_runs_few_rows_at_once_unless_many_wait(
+    executor, open_batcher, gate, monkeypatch, on_cpu, num_rows, at_once
+):
+    monkeypatch.setattr(executor._place, "on_cpu", on_cpu)
+    batcher = open_batcher()
+    gate.hold()
+    futures = [batcher.submit("walk", rows(9), seed=0)]
+    gate.wait(1)
+    futures += [batcher.submit("walk", rows(9), seed=i) for i in range(1, num_rows)]
+    gate.release()
+    for i, future in enumerate(futures):
+        np.testing.assert_allclose(future.result(TIMEOUT)["y"], alone(executor, rows(9), i), **CLOSE)
+    assert max(num_seated for _, num_seated in gate.seen) == at_once
+
+
+def test_one_width_is_filled(executor):
+    wide = Executor(WEIGHTS, executor.endpoints, batch_sizes=WIDTHS[-1:])
+    (program,) = wide.programs("walk")
+    assert [wide.rows_at_once(program, num_rows) for num_rows in (1, 5, 99)] == [1, 5, 8]
 
 
 def test_one_row_does_not_wait_for_thousands(open_batcher, gate):

@@ -10,6 +10,8 @@ from artifex.generative_models.inference.batching.queue import LineKey, Request,
 from artifex.generative_models.inference.executor.program import Program
 from artifex.generative_models.inference.executor.slot_batch import SlotBatch
 
+_PATIENCE = 32  # steps
+
 
 @dataclass(slots=True)
 class Seat:
@@ -80,6 +82,11 @@ class Group:
     def rows(self) -> list[Row]:
         """All rows of it."""
         return [*((seat.request, seat.row) for _, seat in self.seated), *self.again]
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether its rows have taken so many steps that others are not to wait until they are done."""
+        return not self.again and all(seat.steps >= _PATIENCE for _, seat in self.seated)
 
     def resize(self, batch: SlotBatch, widths: Sequence[int]) -> None:
         """Takes so many places, one number of them after the other."""

@@ -1,8 +1,11 @@
 """Rows of models that take steps, which join and leave running batches.
 
 Between a few steps and the next, rows that are done leave their places in a batch on the device, and others
-that wait take them. So a row with few steps waits for none with many, and no place stays empty while anybody
-waits. Each of the executions that compute at the same time is a lane: a thread with batches of its own.
+that wait take them. So a row with few steps does not wait until one with many is done. Each of the
+executions that compute at the same time is a lane: a thread with batches of its own. On accelerators all
+rows that find a place run side by side. On a CPU, where a step takes the longer the wider it is, lanes run
+few at once, first come, first served, as long as not enough are there to fill all places; one more joins
+whenever all beside it have taken some steps.
 
 Large requests and small ones have batches of their own, as endpoints have, and these share the time of the
 lanes equally: so whoever comes with one row starts at the next steps, however many rows others have.
@@ -243,9 +246,7 @@ class Slots:
     def _possible(self, lane: Lane, flow: Flow, num_waiting: int) -> tuple[Group, int, Sequence[int]] | None:
         """What a flow has to do in a lane: with which rows, how many join them, and in how many places."""
         groups = [group for group in lane.groups if group.flow is flow]
-        own = sum(len(group.rows) for group in groups)
-        share = -(-(num_waiting + flow.under_way) // len(self._lanes))
-        room = max(0, min(num_waiting, min(share, self.executor.slot_widths(flow.program)[-1]) - own))
+        room = min(num_waiting, self._room(flow, groups, num_waiting))
         if not groups or (room and not any(group.is_open for group in groups)):
             groups.insert(0, Group(flow))
         group = groups[0]
@@ -260,6 +261,15 @@ class Slots:
             return None  # until something is compiled
         widths = [width] if not now else widths_between(ready, now, width)
         return group, min(num_new, width - num_seated), widths
+
+    def _room(self, flow: Flow, groups: Sequence[Group], num_waiting: int) -> int:
+        """How many rows may join those that a flow has in a lane."""
+        own = sum(len(group.rows) for group in groups)
+        share = -(-(num_waiting + flow.under_way) // len(self._lanes))
+        most = self.executor.rows_at_once(flow.program, share)
+        if all(group.is_patient for group in groups):
+            most = max(most, min(own + 1, share, self.executor.slot_widths(flow.program)[-1]))
+        return max(0, most - own)
 
     def _ready(self, program: Program, num_rows: int) -> list[int]:
         """The widths that are compiled; the one that fits rows best will be."""

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 Specs = Mapping[str, TensorSpec]
 
 _CORE_ROWS = 8  # of a loop that one core has enough of
+_FEW_ROWS = 2  # of a loop, with which one core is nearly as fast a row
 
 
 class Executor:
@@ -287,6 +288,17 @@ class Executor:
         if not self._place.on_cpu or program.name in self.tuned:
             return sizes
         return tuple(size for size in sizes if size <= _CORE_ROWS) or sizes[:1]
+
+    def rows_at_once(self, program: Program, num_rows: int) -> int:
+        """How many rows of a loop to run side by side, of so many that are there for one execution.
+
+        They are all that find a place. On a CPU a step takes the longer the wider it is, so as long as there
+        are fewer rows than a core has enough of, they are few, and done the sooner.
+        """
+        widths = self.slot_widths(program)
+        if not self._place.on_cpu or num_rows >= min(_CORE_ROWS, widths[-1]):
+            return min(num_rows, widths[-1])
+        return min(num_rows, next((size for size in widths if size >= _FEW_ROWS), widths[-1]))
 
     @property
     def usual_width(self) -> int:
