@@ -63,7 +63,6 @@ class Group:
         is_open: Whether others may join.
         batch: The batch; None until it begins.
         seats: What is in each place.
-        step_seconds: Time of a step, as it was of late.
     """
 
     flow: Flow
@@ -71,7 +70,6 @@ class Group:
     is_open: bool = True
     batch: SlotBatch | None = None
     seats: list[Seat | None] = field(default_factory=list)
-    step_seconds: float = 0.0
 
     @property
     def seated(self) -> list[tuple[int, Seat]]:

@@ -54,6 +54,7 @@ from artifex.generative_models.inference.executor.program import FINE, FINITE, P
 from artifex.generative_models.inference.executor.stepping import Told
 
 _SHARE_OF_HOST = 0.03  # of a lane's time that may go to the host's work between steps
+_LEAST_SECONDS = 0.05  # of an execution, since to begin one takes one or two thousandths
 _MOST_STEPS = 64  # without a look at who came and went
 _LARGE = 4  # the share of all places that a request must need more than to be large
 _MEMORY = 0.2  # of the last time, in a mean
@@ -89,6 +90,7 @@ class Slots:
         self._changed = threading.Condition(lock)
         compiling.waiting.append(self._changed)
         self._flows: dict[LineKey, Flow] = {}
+        self._step_seconds: dict[tuple[LineKey, int], float] = {}  # as it was of late, by line and width
         self._lanes: list[Lane] = []
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -374,9 +376,12 @@ class Slots:
         if group.batch is None or not seated:
             return None, 0.0
         is_held = np.array([seat is None for seat in group.seats])
+        width = group.flow.key, len(group.seats)
+        of_a_step = self._step_seconds.get(width, 0.0)
         most = 1
-        if group.step_seconds:
-            most = math.ceil(lane.host_seconds / (_SHARE_OF_HOST * group.step_seconds))
+        if of_a_step:
+            least = max(_LEAST_SECONDS, lane.host_seconds / _SHARE_OF_HOST)
+            most = math.ceil(least / of_a_step)
         for _, seat in seated:
             previews = seat.request.previews
             if previews is not None:
@@ -386,7 +391,7 @@ class Slots:
         seconds = time.perf_counter() - start
         num_steps = max(int(told.steps[place]) - seat.steps for place, seat in seated)
         if num_steps:
-            group.step_seconds = _mean(group.step_seconds, seconds / num_steps)
+            self._step_seconds[width] = _mean(of_a_step, seconds / num_steps)
         with self._lock:
             stats = self._stats[group.flow.program.name]
             stats.steps += num_steps
