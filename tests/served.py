@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
 import httpx
 import pytest
 import uvicorn
 from forked import Python
 from shared import TIMEOUT
 
+from artifex.serving.grpc.service import create_grpc_server
 from artifex.serving.http.connection import KEEP_ALIVE_SECONDS, Connection
 
 ROOT = str(Path(__file__).parent.parent)
@@ -203,6 +205,20 @@ def live_asgi(app: Any, *, lifespan: bool, keep_alive: float = KEEP_ALIVE_SECOND
         yield server
     finally:
         server.close()
+
+
+@contextmanager
+def grpc_of(server: Live) -> Iterator[str]:
+    """Serves the models of a server over gRPC, too; its address."""
+
+    async def start() -> tuple[grpc.aio.Server, int]:
+        made, port = create_grpc_server(server.app.plane, "127.0.0.1:0", max_message_bytes=1 << 20)
+        await made.start()
+        return made, port
+
+    made, port = server.call(start())
+    yield f"127.0.0.1:{port}"
+    server.call(made.stop(None))
 
 
 class Process:

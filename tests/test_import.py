@@ -41,7 +41,6 @@ NAMES = {
         "optimize_batch_size",
         "parallel_batch_inference",
         "stream_samples",
-        "stream_steps",
         "tune",
     ],
 }

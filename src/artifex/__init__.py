@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         optimize_batch_size,
         parallel_batch_inference,
         stream_samples,
-        stream_steps,
         tune,
     )
 
@@ -71,7 +70,6 @@ __all__ = [
     "optimize_batch_size",
     "parallel_batch_inference",
     "stream_samples",
-    "stream_steps",
     "tune",
 ]
 

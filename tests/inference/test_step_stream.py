@@ -19,7 +19,6 @@ from artifex.generative_models.inference import (
     StepStream,
     batch_generate_samples,
     stream_samples,
-    stream_steps,
 )
 from artifex.generative_models.inference.offline.sampling import sampling
 
@@ -62,7 +61,7 @@ def test_a_reader_that_keeps_up_sees_all(executor, gate):
     wanted = looks(executor, 1, 3)
     gate.release(2)
     seen = []
-    for step in stream_steps(executor, seed=3, every=2, **SAID):
+    for step in StepStream(executor, seed=3, every=2, **SAID):
         assert step.index == 0
         seen.append((step.step, step.sample))
         gate.release(2)
@@ -72,7 +71,7 @@ def test_a_reader_that_keeps_up_sees_all(executor, gate):
 
 
 def test_samples_are_those_of_a_batch(executor):
-    steps = list(stream_steps(executor, 3, seed=7, start=5, every=4, **SAID))
+    steps = list(StepStream(executor, 3, seed=7, start=5, every=4, **SAID))
     done = [step for step in steps if step.step is None]
     assert [step.index for step in done] == [5, 6, 7]
     assert all(step.step == 4 for step in steps[:-3])
@@ -93,7 +92,7 @@ def test_async_for(executor, gate):
 
 def test_who_is_slow_is_given_the_newest(executor, gate):
     gate.hold()
-    with stream_steps(executor, seed=3, num_steps=20) as stream:
+    with StepStream(executor, seed=3, num_steps=20) as stream:
         gate.release(1)
         assert next(stream).step == 1
         gate.release(15)
@@ -107,14 +106,14 @@ def test_who_is_slow_is_given_the_newest(executor, gate):
 
 
 def test_a_stream_that_is_not_read_or_is_left_draws_nothing_more(executor, gate):
-    stream = stream_steps(executor, 2, num_steps=50)
+    stream = StepStream(executor, 2, num_steps=50)
     stream.close()
     assert not gate.seen
     assert list(stream) == []
     gate.hold()
     batcher = Batcher(executor)
     for leave in (StepStream.close, None):
-        stream = stream_steps(batcher, 2, num_steps=50)
+        stream = StepStream(batcher, 2, num_steps=50)
         seen = len(gate.seen)
         gate.release(1)
         next(stream)
@@ -133,7 +132,7 @@ def test_a_stream_that_is_not_read_or_is_left_draws_nothing_more(executor, gate)
 
 def test_closing_from_another_thread_ends_a_reader(executor, gate):
     gate.hold()
-    stream = stream_steps(executor, num_steps=50)
+    stream = StepStream(executor, num_steps=50)
     found = []
     reader = threading.Thread(target=lambda: found.append(list(stream)))
     reader.start()
@@ -145,7 +144,7 @@ def test_closing_from_another_thread_ends_a_reader(executor, gate):
 
 def test_an_ended_stream_lets_go_of_its_batcher(executor):
     before = batcher_threads()
-    stream = stream_steps(executor, num_steps=2)
+    stream = StepStream(executor, num_steps=2)
     next(stream)
     threads = batcher_threads() - before
     assert threads
@@ -178,10 +177,10 @@ def test_streams_of_samples_join_the_same_batches(executor, gate):
 )
 def test_bad_input(executor, settings, error, words):
     with pytest.raises(error, match=words):
-        stream_steps(executor, **settings)
+        StepStream(executor, **settings)
 
 
 def test_a_model_that_takes_no_steps():
     plain = Executor(None, {"generate": Endpoint(lambda model, keys, inputs: dict(inputs), {"x": ROW})})
     with pytest.raises(InputError, match="it takes no steps"):
-        stream_steps(plain)
+        StepStream(plain)

@@ -10,7 +10,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from denoisers import denoiser
-from served import error_of, live, watched
+from served import error_of, grpc_of, live, watched
 from shared import TOLERANCE
 from tritonclient.utils import InferenceServerException
 from walks import StepGate
@@ -21,7 +21,6 @@ from artifex.generative_models.inference import Executor, InferencePipeline
 from artifex.generative_models.inference.batching.scheduler import Scheduler
 from artifex.generative_models.inference.pipeline import picture_pipeline
 from artifex.serving import create_app
-from artifex.serving.grpc.service import create_grpc_server
 
 URL = "/v2/models/tiny/generate"
 INFER = "/v2/models/tiny/infer"
@@ -66,14 +65,8 @@ def server(pipeline):
 
 @pytest.fixture(scope="module")
 def grpc_address(server):
-    async def start():
-        made, port = create_grpc_server(server.app.plane, "127.0.0.1:0", max_message_bytes=1 << 20)
-        await made.start()
-        return made, port
-
-    made, port = server.call(start())
-    yield f"127.0.0.1:{port}"
-    server.call(made.stop(None))
+    with grpc_of(server) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

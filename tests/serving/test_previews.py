@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 from denoisers import denoiser
 from PIL import Image
-from served import Process, error_of, live
+from served import Process, error_of, grpc_of, live
 from shared import TIMEOUT, TOLERANCE
 from walks import StepGate, walking
 
@@ -24,7 +24,6 @@ from artifex.generative_models.inference import Executor, InferencePipeline, exp
 from artifex.generative_models.inference.offline.sampling import sampling
 from artifex.generative_models.inference.pipeline import picture_pipeline
 from artifex.serving import create_app
-from artifex.serving.grpc.service import create_grpc_server
 from artifex.serving.plane.origins import PipelineSource
 from artifex.serving.plane.requests import InferRequest
 from artifex.serving.plane.streams import rows_and_previews
@@ -62,14 +61,8 @@ def server(pipeline, walker):
 
 @pytest.fixture(scope="module")
 def grpc_address(server):
-    async def start():
-        made, port = create_grpc_server(server.app.plane, "127.0.0.1:0", max_message_bytes=1 << 20)
-        await made.start()
-        return made, port
-
-    made, port = server.call(start())
-    yield f"127.0.0.1:{port}"
-    server.call(made.stop(None))
+    with grpc_of(server) as address:
+        yield address
 
 
 @pytest.fixture

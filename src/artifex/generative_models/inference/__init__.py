@@ -23,7 +23,7 @@ from artifex.generative_models.inference.offline.batch import (
     parallel_batch_inference,
 )
 from artifex.generative_models.inference.pipeline import InferencePipeline
-from artifex.generative_models.inference.step_stream import StepStream, stream_steps
+from artifex.generative_models.inference.step_stream import StepStream
 from artifex.generative_models.inference.streaming import StreamingGenerator, stream_samples
 from artifex.generative_models.inference.tuning.optimize import optimize_batch_size, tune
 
@@ -53,6 +53,5 @@ __all__ = [
     "optimize_batch_size",
     "parallel_batch_inference",
     "stream_samples",
-    "stream_steps",
     "tune",
 ]

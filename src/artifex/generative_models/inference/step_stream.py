@@ -201,19 +201,3 @@ class _News:
         with self._lock:
             taken, self._newest = self._newest, {}
         return taken
-
-
-def stream_steps(
-    model: Model | Executor | Batcher,
-    num_samples: int = 1,
-    *,
-    seed: int = 42,
-    start: int = 0,
-    every: int = 1,
-    **given: Any,
-) -> StepStream:
-    """A few samples with previews of them, for `for` and for `async for`.
-
-    Arguments and errors are those of `StepStream`.
-    """
-    return StepStream(model, num_samples, seed=seed, start=start, every=every, **given)
