@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from common import Facts, Row, report
 
+from artifex.generative_models.inference.measure.distances import Moments, frechet_distance, moments
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 
 STEPS = (3, 5, 10, 20, 50)
@@ -29,33 +30,11 @@ MODELS = {
 NUM_LABELS = 10
 
 
-class Moments(NamedTuple):
-    """Mean [features] and covariance [features, features] of pictures' features."""
-
-    mean: np.ndarray
-    covariance: np.ndarray
-
-
 class Quality(NamedTuple):
     """Share of samples that show what they should, and their Fréchet distance from real pictures."""
 
     accuracy: float
     distance: float
-
-
-def moments(features: np.ndarray) -> Moments:
-    """Of features [pictures, features]."""
-    features = features.astype(np.float64)
-    return Moments(features.mean(0), np.cov(features, rowvar=False))
-
-
-def frechet_distance(some: Moments, others: Moments) -> float:
-    """`|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½)`."""
-    values, vectors = np.linalg.eigh(some.covariance)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ others.covariance @ root)  # has the eigenvalues of C1 C2
-    traces = np.trace(some.covariance) + np.trace(others.covariance) - 2 * np.sqrt(product.clip(0)).sum()
-    return float(np.sum((some.mean - others.mean) ** 2) + traces)
 
 
 def real_moments() -> dict[str, Moments]:

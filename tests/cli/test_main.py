@@ -12,7 +12,7 @@ from artifex.cli import app
 
 COMMANDS = [
     *("demo", "inspect", "generate", "encode", "decode", "reconstruct", "interpolate", "export"),
-    *("convert", "check", "benchmark", "tune", "serve"),
+    *("convert", "check", "benchmark", "evaluate", "tune", "serve"),
 ]
 HEAVY = ["jax", "numpy", "flax", "orbax", "PIL"]
 

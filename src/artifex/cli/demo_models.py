@@ -59,7 +59,7 @@ def show_autoencoder(pipeline: InferencePipeline, tell: Callable[[str], None]) -
     }
     warmups = [pipeline.executor.warmup([endpoint], sizes)[endpoint] for endpoint, sizes in needed.items()]
     tell("Drawing")
-    images, labels = _digits()
+    images, labels = digits()
     first_of = [int(np.argmax(labels == digit)) for digit in range(_LABELS)]
     second_of = [int(np.flatnonzero(labels == digit)[1]) for digit in range(_COLUMNS - _LABELS)]
     originals = images[first_of + second_of]
@@ -130,7 +130,7 @@ def show_denoiser(pipeline: InferencePipeline, tell: Callable[[str], None]) -> S
     )
 
 
-def _digits() -> tuple[NDArray[Any], NDArray[Any]]:
+def digits() -> tuple[NDArray[Any], NDArray[Any]]:
     """Pictures [N, 28, 28, 1] and labels [N] of digits that no bundled model was trained on."""
     from importlib import resources
 

@@ -40,7 +40,7 @@ def generate(
     from artifex.generative_models.core.keys import sample_key
     from artifex.generative_models.inference.offline.sampling import sampling
 
-    chosen = dict(map(_setting, settings))
+    chosen = dict(map(setting, settings))
     given = {"seed": seed, "temperature": temperature, **({"set": chosen} if chosen else {})}
     if on_ray := on_actors("generate_dataset", model, scale):
         facts = on_ray(num_samples, output, seed=seed, temperature=temperature, given=chosen)
@@ -64,7 +64,7 @@ def generate(
     report({**facts, "model": model, **given}, "sample", as_json)
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
     """A name and its value: JSON, words with commas between them as a list of those, or else a string."""
     from artifex.generative_models.core.errors import InputError
 

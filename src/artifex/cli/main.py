@@ -21,6 +21,7 @@ from artifex.cli.convert import convert
 from artifex.cli.decode import decode
 from artifex.cli.demo import demo
 from artifex.cli.encode import encode
+from artifex.cli.evaluate import evaluate
 from artifex.cli.export import export
 from artifex.cli.failures import OneLineErrors
 from artifex.cli.generate import generate
@@ -49,6 +50,7 @@ for command in (
     convert,
     check,
     benchmark,
+    evaluate,
     tune,
     serve,
 ):
