@@ -317,6 +317,12 @@ def test_every_is_a_number_of_steps(open_batcher, every):
         open_batcher().submit("walk", rows(4), seed=0, on_preview=print, every=every)
 
 
+@pytest.mark.parametrize("widths", [(), (0,), (-4, 8), (2**31,), (1, 2**40)])
+def test_widths_are_numbers_of_rows(widths):
+    with pytest.raises(InputError, match="batch_sizes: expected"):
+        Executor(WEIGHTS, {"walk": walking()}, batch_sizes=widths)
+
+
 def test_what_takes_no_steps_has_no_previews(open_batcher):
     with pytest.raises(InputError, match="plain: it takes no steps, so it has no previews"):
         open_batcher().submit("plain", {"number": np.zeros(1, np.int32)}, on_preview=print)

@@ -33,6 +33,8 @@ from artifex.generative_models.inference.executor.weights import Weights
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
+_MOST_ROWS = 2**31 - 1  # that int32 counts
+
 
 class Current:
     """Opens a model, and opens it anew once parts of it were replaced.
@@ -202,4 +204,6 @@ class Current:
 def _checked(batch_sizes: Sequence[int] | None) -> Sequence[int] | None:
     if batch_sizes is not None and (not batch_sizes or min(batch_sizes) < 1):
         raise InputError(f"batch_sizes: expected positive row counts, got {tuple(batch_sizes)}")
+    if batch_sizes is not None and max(batch_sizes) > _MOST_ROWS:
+        raise InputError(f"batch_sizes: expected at most {_MOST_ROWS:,} rows, got {tuple(batch_sizes)}")
     return batch_sizes
