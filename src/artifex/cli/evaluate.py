@@ -13,6 +13,7 @@ from artifex.cli.options import AsJson, BatchSize, Column, Dtype, Model, Resize,
 
 if TYPE_CHECKING:
     from artifex.generative_models.inference.measure.quality import Measure
+    from artifex.generative_models.inference.offline.sources import Pictures
 
 
 def evaluate(
@@ -80,8 +81,8 @@ def _digits() -> Any:
     return digits()[0]
 
 
-def _pictures(paths: list[Path], shape: tuple[int, ...], resize: bool, column: str) -> Any:
-    """All pictures, uint8 [pictures, H, W, C]."""
+def _pictures(paths: list[Path], shape: tuple[int, ...], resize: bool, column: str) -> Pictures:
+    """Files of uint8 pictures, to be read a batch at a time."""
     import numpy as np
 
     from artifex.cli.run import say_left_out
@@ -92,13 +93,7 @@ def _pictures(paths: list[Path], shape: tuple[int, ...], resize: bool, column: s
     say_left_out(getattr(opened, "left_out", ""))
     if opened.dtype != np.uint8:
         raise InputTypeError(f"--data: expected uint8 pictures, got {opened.dtype}")
-    return np.concatenate([np.asarray(part) for part in _parts(opened)])
-
-
-def _parts(opened: Any) -> Any:
-    from artifex.generative_models.inference.offline.chunks import row_chunks
-
-    return row_chunks(opened.rows(0, len(opened)), 256)
+    return opened
 
 
 def _show(facts: dict[str, Any], found: list[Measure]) -> None:

@@ -21,6 +21,7 @@ from artifex.generative_models.core.errors import (
     OutOfDeviceMemoryError,
 )
 from artifex.generative_models.inference import AsyncInferenceServer, Batcher, Executor, InferencePipeline
+from artifex.generative_models.inference.batching import places
 from artifex.generative_models.inference.executor.jobs import Late
 from artifex.generative_models.inference.executor.slot_batch import SlotBatch
 
@@ -52,6 +53,7 @@ def executor(compiled, monkeypatch):
 
 @pytest.fixture
 def gate(monkeypatch):
+    monkeypatch.setattr(places, "_PATIENCE_SECONDS", float("inf"))  # a test may hold it for long
     return StepGate(monkeypatch)
 
 
@@ -317,10 +319,24 @@ def test_every_is_a_number_of_steps(open_batcher, every):
         open_batcher().submit("walk", rows(4), seed=0, on_preview=print, every=every)
 
 
-@pytest.mark.parametrize("widths", [(), (0,), (-4, 8), (2**31,), (1, 2**40)])
+@pytest.mark.parametrize("widths", [(), (0,), (-4, 8), (1.5,), (True, 2), (2**31,), (1, 2**40)])
 def test_widths_are_numbers_of_rows(widths):
     with pytest.raises(InputError, match="batch_sizes: expected"):
         Executor(WEIGHTS, {"walk": walking()}, batch_sizes=widths)
+
+
+def test_nobody_waits_long_for_slow_steps(open_batcher, gate, monkeypatch):
+    monkeypatch.setattr(places, "_PATIENCE_SECONDS", 0.0)
+    batcher = open_batcher()
+    gate.hold()
+    futures = [batcher.submit("walk", rows(40), seed=i) for i in range(4)]
+    gate.wait(1)
+    gate.release(6)
+    gate.wait(7)
+    assert gate.seen[-1] == (4, 4)  # where they came at the same time, long before 32 steps
+    gate.release()
+    for future in futures:
+        future.result(TIMEOUT)
 
 
 def test_what_takes_no_steps_has_no_previews(open_batcher):

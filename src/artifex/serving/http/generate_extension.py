@@ -111,7 +111,10 @@ async def _shown(asked: Generate, outputs: Mapping[str, np.ndarray]) -> dict[str
 async def _dumped(facts: dict[str, Any], outputs: Mapping[str, Any], json: JsonProcess) -> bytes:
     arrays = {name: _named(array) for name, array in outputs.items() if isinstance(array, np.ndarray)}
     content = {**facts, **outputs, **arrays}
-    if sum(array.nbytes for array in arrays.values()) < LARGE_BYTES:
+    size = sum(array.nbytes for array in arrays.values())
+    urls = [one for one in outputs.values() if isinstance(one, str | list)]
+    size += sum(len(one) if isinstance(one, str) else sum(map(len, one)) for one in urls)
+    if size < LARGE_BYTES:
         return dump_json(content)
     return await json.run(json.dumps, content)
 
@@ -136,6 +139,7 @@ async def generate_events(asked: Generate, json: JsonProcess) -> AsyncGenerator[
                     event = await _dumped(_origin(call) | which, row, json)
                     begun = True
                     yield b"data: %b\n\n" % event
+        call.finished()
     except Exception as error:  # whatever it is, it is the stream's last event
         if not begun:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from artifex.generative_models.inference.batching.queue import LineKey, Request,
 from artifex.generative_models.inference.executor.program import Program
 from artifex.generative_models.inference.executor.slot_batch import SlotBatch
 
-_PATIENCE = 32  # steps
+_PATIENCE_STEPS, _PATIENCE_SECONDS = 32, 1.0
 
 
 @dataclass(slots=True)
@@ -22,12 +23,14 @@ class Seat:
         row: Its number within the request.
         steps: Steps that it has taken.
         shown: Steps that it had taken when it was last shown.
+        since: When it came, on the clock of `time.perf_counter`.
     """
 
     request: Request
     row: int
     steps: int = 0
     shown: int = 0
+    since: float = field(default_factory=time.perf_counter)
 
     @property
     def is_to_be_seen(self) -> bool:
@@ -83,8 +86,10 @@ class Group:
 
     @property
     def is_patient(self) -> bool:
-        """Whether its rows have taken so many steps that others are not to wait until they are done."""
-        return not self.again and all(seat.steps >= _PATIENCE for _, seat in self.seated)
+        """Whether its rows have had so many steps, or so much time, that others wait no longer."""
+        come = time.perf_counter() - _PATIENCE_SECONDS
+        had = (seat.steps >= _PATIENCE_STEPS or seat.since <= come for _, seat in self.seated)
+        return not self.again and all(had)
 
     def resize(self, batch: SlotBatch, widths: Sequence[int]) -> None:
         """Takes so many places, one number of them after the other."""

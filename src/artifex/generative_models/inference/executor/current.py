@@ -202,8 +202,11 @@ class Current:
 
 
 def _checked(batch_sizes: Sequence[int] | None) -> Sequence[int] | None:
-    if batch_sizes is not None and (not batch_sizes or min(batch_sizes) < 1):
+    if batch_sizes is None:
+        return None
+    whole = all(isinstance(size, int | np.integer) and not isinstance(size, bool) for size in batch_sizes)
+    if not batch_sizes or not whole or min(batch_sizes) < 1:
         raise InputError(f"batch_sizes: expected positive row counts, got {tuple(batch_sizes)}")
-    if batch_sizes is not None and max(batch_sizes) > _MOST_ROWS:
-        raise InputError(f"batch_sizes: expected at most {_MOST_ROWS:,} rows, got {tuple(batch_sizes)}")
+    if max(batch_sizes) > _MOST_ROWS:
+        raise InputError(f"batch_sizes: expected at most {_MOST_ROWS:,} rows, got {max(batch_sizes):,}")
     return batch_sizes

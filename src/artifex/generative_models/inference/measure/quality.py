@@ -25,6 +25,7 @@ from artifex.generative_models.inference.measure.distances import (
 )
 from artifex.generative_models.inference.measure.likeness import peak_signal_to_noise, structural_similarity
 from artifex.generative_models.inference.offline.chunks import row_chunks
+from artifex.generative_models.inference.offline.sources import Pictures
 from artifex.generative_models.inference.pipeline import InferencePipeline
 
 _CONFIDENCE = 0.95
@@ -104,10 +105,10 @@ class FeatureModel:
                 f"{list(pictures.shape[1:])}"
             )
         x = self._pipeline.preprocess_fn(pictures)
-        features = _run(self._pipeline.executor, self._endpoint, x)[self._output]
+        features = self._pipeline.call(self._endpoint, x=x)[self._output]
         probabilities = None
         if self.has_classes:
-            probabilities = _run(self._pipeline.executor, "classify", x)["probabilities"]
+            probabilities = self._pipeline.call("classify", x=x)["probabilities"]
         return Seen(features, probabilities)
 
     def see_all(self, chunks: Iterable[np.ndarray]) -> Seen:
@@ -120,7 +121,7 @@ class FeatureModel:
 
 def evaluate(
     pipeline: InferencePipeline,
-    data: np.ndarray | Sequence[np.ndarray],
+    data: np.ndarray | Pictures,
     features: FeatureModel,
     *,
     num_samples: int = 1000,
@@ -135,7 +136,7 @@ def evaluate(
 
     Args:
         pipeline: The model.
-        data: Real pictures, uint8 [pictures, H, W, C].
+        data: Real pictures, uint8 [pictures, H, W, C], or files of them, which are read a batch at a time.
         features: What pictures are compared by.
         num_samples: How many to draw.
         seed: Of the draws and of the resamples.
@@ -152,7 +153,7 @@ def evaluate(
     tell = progress or (lambda *_: None)
     random = np.random.default_rng(seed)
     size = max(1, pipeline.batch_size or pipeline.executor.batch_sizes[-1])
-    real = features.see_all(_counted(row_chunks(data, size), "real pictures", len(data), tell))
+    real = features.see_all(_counted(_chunks(data, size), "real pictures", len(data), tell))
     found: list[Measure] = []
     if "generate" in endpoints:
         said, labels = _labels(pipeline, num_samples, given or {})
@@ -239,7 +240,7 @@ def _of_samples(
 
 def _of_reconstructions(
     pipeline: InferencePipeline,
-    data: Any,
+    data: np.ndarray | Pictures,
     size: int,
     real: np.ndarray,
     features: FeatureModel,
@@ -249,7 +250,7 @@ def _of_reconstructions(
     """Of each picture and what the model makes of it; both are uint8."""
     found: dict[str, list[np.ndarray]] = {"psnr": [], "ssim": [], "feature_distance": []}
     done = 0
-    for pictures in row_chunks(data, size):
+    for pictures in _chunks(data, size):
         made = np.concatenate([np.asarray(chunk) for chunk in pipeline.reconstruct_chunks(pictures)])
         found["psnr"].append(np.minimum(peak_signal_to_noise(pictures, made, span=255), _BEST_PSNR))
         if min(pictures.shape[1:3]) >= _LEAST_SIDE:
@@ -268,6 +269,10 @@ def _of_reconstructions(
         for name, values in found.items()
         if values
     ]
+
+
+def _chunks(data: np.ndarray | Pictures, size: int) -> Iterator[np.ndarray]:
+    return row_chunks(data if isinstance(data, np.ndarray) else data.rows(0, len(data)), size)
 
 
 def _classifier_score(probabilities: np.ndarray) -> float:
@@ -338,11 +343,6 @@ def _counted(chunks: Iterable[Any], what: str, total: int, tell: Progress) -> It
         done += len(chunk)
         tell(what, done, total)
         yield chunk
-
-
-def _run(executor: Executor, endpoint: str, x: Any) -> dict[str, np.ndarray]:
-    (outputs,) = executor.map(endpoint, [{"x": x}])
-    return outputs
 
 
 def _vector(executor: Executor, endpoint: str) -> str:
