@@ -81,6 +81,7 @@ def test_inspect_tells_the_fields(drawer: Path, cli: Cli):
         "minimum": 0,
         "maximum": 3,
         "choices": None,
+        "above": None,
         "limits": "from 0 to 3",
         "doc": "The class; any if not said.",
     }

@@ -7,7 +7,7 @@ import pytest
 
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError, InputTypeError
-from artifex.generative_models.core.fields import Field, Said, checked_fields
+from artifex.generative_models.core.fields import Field, RowNumbers, Said, checked_fields
 from artifex.generative_models.core.sampling.denoising import Denoising
 from artifex.generative_models.core.sampling.packing import TABLE_INPUTS, TABLE_OPTIONS
 from artifex.generative_models.core.sampling.table import NUM_COLUMNS
@@ -115,3 +115,56 @@ def test_callers_give_what_no_field_makes():
     assert endpoint.given == {"x": picture}
     assert list(endpoint.given_options) == ["twice"]
     assert endpoint.fields == ("x", "num_steps", "sampler", "eta", "twice")
+
+
+NUMBERS = RowNumbers.of(
+    {
+        "top_p": Field(float, 1.0, above=0, maximum=1, doc="How much."),
+        "label": Field(int, minimum=0, maximum=9),
+        "greedy": Field(bool, False),
+    },
+    {"label": 10},
+)
+
+
+def test_numbers_are_given_as_they_are_said():
+    assert {name: (spec.shape, spec.dtype) for name, spec in NUMBERS.inputs.items()} == {
+        "top_p": ((), np.float32),
+        "label": ((), np.int32),
+        "greedy": ((), np.bool_),
+    }
+    assert NUMBERS.inputs["top_p"].doc == "How much."
+    assert list(NUMBERS.provides) == ["top_p", "label", "greedy"]
+    said = Said(NUMBERS, checked_fields("it", NUMBERS.fields, {"top_p": [0.5, 1, 0.25]}, 3))
+    assert said.options == {}
+    rows = said.rows(1, 3)
+    assert {name: value.tolist() for name, value in rows.items()} == {
+        "top_p": [1, 0.25],
+        "label": [10, 10],
+        "greedy": [False, False],
+    }
+    assert {name: value.dtype for name, value in rows.items()} == {
+        "top_p": np.float32,
+        "label": np.int32,
+        "greedy": np.bool_,
+    }
+
+
+def test_numbers_are_the_same_once_more():
+    again = RowNumbers(**json.loads(json.dumps({"facts": NUMBERS.facts})))
+    assert again == NUMBERS
+    assert again.fields == NUMBERS.fields
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0, "top_p: expected above 0, at most 1, got 0"),
+        (1.5, "top_p: expected above 0, at most 1, got 1.5"),
+        (float("nan"), "top_p: expected a finite number"),
+        ("x", "top_p: expected a number above 0, at most 1, got 'x'"),
+    ],
+)
+def test_a_number_that_must_be_above_another(value, message):
+    with pytest.raises(InputError, match=message):
+        checked_fields("it", NUMBERS.fields, {"top_p": value}, 3)

@@ -72,6 +72,7 @@ def _field(field: Field) -> dict[str, Any]:
         "type": field.kind.__name__,
         "default": field.default,
         "minimum": field.minimum,
+        "above": field.above,
         "maximum": field.maximum,
         "choices": field.choices,
         "limits": field.limits,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Collection, Hashable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from artifex.generative_models.core.errors import InputError, InputTypeError
+from artifex.generative_models.core.specs import TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +22,8 @@ _TYPES = {
     str: str | bytes,
     bool: bool | np.bool_,
 }
+_NUMBERS: dict[str, type] = {"int": int, "float": float, "bool": bool}
+_DTYPES: dict[type, Any] = {int: np.int32, float: np.float32, bool: np.bool_}
 _KINDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
 
@@ -34,6 +38,7 @@ class Field:
         maximum: The largest.
         choices: All that it may be.
         doc: One line for people.
+        above: What it must be larger than, in place of a minimum.
     """
 
     kind: type
@@ -42,6 +47,7 @@ class Field:
     maximum: float | None = None
     choices: tuple[str, ...] | None = None
     doc: str = ""
+    above: float | None = None
 
     def checked(self, name: str, value: Any, num_rows: int | None) -> NDArray[Any]:
         """A value as an array, [] for all rows or [rows].
@@ -75,6 +81,8 @@ class Field:
         """What it may be, for people: "one of a, b", "from 0 to 9", or "" where it may be anything."""
         if self.choices is not None:
             return f"one of {', '.join(self.choices)}"
+        if self.above is not None:
+            return f"above {self.above:g}" + ("" if self.maximum is None else f", at most {self.maximum:g}")
         if self.minimum is None:
             return "" if self.maximum is None else f"at most {self.maximum:g}"
         return f"from {self.minimum:g}" + ("" if self.maximum is None else f" to {self.maximum:g}")
@@ -103,8 +111,12 @@ class Field:
             raise InputError(f"{name}: expected {self.limits}, got {value!r:.100}")
         if self.kind is float and not np.isfinite(value):
             raise InputError(f"{name}: expected a finite number, got {value}")
-        low, high = self.minimum, self.maximum
-        if (low is not None and value < low) or (high is not None and value > high):
+        low, high, above = self.minimum, self.maximum, self.above
+        if (
+            (low is not None and value < low)
+            or (high is not None and value > high)
+            or (above is not None and value <= above)
+        ):
             raise InputError(f"{name}: expected {self.limits}, got {value:g}")
 
 
@@ -132,6 +144,60 @@ class Preparation(Protocol):
     def rows(self, said: Mapping[str, Any], num_rows: int, options: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs that it makes, arrays [rows, ...]; what is said is one value for all rows, or [rows]."""
         ...
+
+
+@dataclass(frozen=True)
+class RowNumbers:
+    """Fields that are numbers, which the executable takes as they are said, one a row.
+
+    Args:
+        facts: What `Field` takes of each by its name, and `unsaid`, as JSON; `of` makes it.
+    """
+
+    facts: str
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Field], unsaid: Mapping[str, float] | None = None) -> Self:
+        """Of fields by name.
+
+        Args:
+            fields: Of the kinds `int`, `float` and `bool`.
+            unsaid: What the executable is given of those without a default where nobody says anything.
+        """
+        kinds = {name: {**asdict(field), "kind": field.kind.__name__} for name, field in fields.items()}
+        return cls(json.dumps({"fields": kinds, "unsaid": dict(unsaid or {})}))
+
+    @functools.cached_property
+    def fields(self) -> Mapping[str, Field]:
+        """What may be said."""
+        return {
+            name: Field(**{**facts, "kind": _NUMBERS[facts["kind"]]})
+            for name, facts in json.loads(self.facts)["fields"].items()
+        }
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, TensorSpec]:
+        """What an endpoint with these fields takes: float32, int32 or bool."""
+        return {
+            name: TensorSpec((), _DTYPES[field.kind], doc=field.doc) for name, field in self.fields.items()
+        }
+
+    @property
+    def provides(self) -> Collection[str]:
+        """All of its fields."""
+        return self.fields.keys()
+
+    def options(self, said: Mapping[str, Any]) -> dict[str, Hashable]:
+        """None."""
+        return {}
+
+    def rows(self, said: Mapping[str, Any], num_rows: int, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The numbers of so many rows."""
+        values = {**json.loads(self.facts)["unsaid"], **said}
+        return {
+            name: np.ascontiguousarray(np.broadcast_to(values[name], (num_rows,)).astype(spec.dtype))
+            for name, spec in self.inputs.items()
+        }
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ def _element(spec: TensorSpec) -> Json:
 
 def _of_field(field: Field) -> Json:
     """One value of a field."""
-    return described({"type": _TYPES[field.kind], **_stated(field)}, field.doc)
+    above = {} if field.above is None else {"exclusiveMinimum": field.above}
+    return described({"type": _TYPES[field.kind], **_stated(field), **above}, field.doc)
 
 
 def _stated(of: Field | Option) -> Json:
