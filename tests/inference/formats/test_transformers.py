@@ -15,7 +15,7 @@ from artifex.generative_models.core.errors import (
     ConfigError,
     InputError,
 )
-from artifex.generative_models.inference import InferencePipeline, load_exported_model
+from artifex.generative_models.inference import InferencePipeline, export_model, load_exported_model
 from artifex.generative_models.inference.pipeline import load_pipeline
 
 GPT2 = Path(__file__).parent.parent.parent / "golden" / "gpt2"
@@ -181,6 +181,16 @@ def test_a_step_or_a_variant(copy: Path) -> None:
         load_exported_model(copy, step=3)
     with pytest.raises(InputError, match="variant: expected none but of diffusers"):
         load_exported_model(copy, variant="fp16")
+
+
+def test_an_export_has_the_tokenizer(copy: Path, tmp_path: Path, golden: dict[str, np.ndarray]) -> None:
+    export = export_model(load_exported_model(copy)[0], tmp_path / "export", step=0, image_range=None)
+    assert json.loads((export / "config.json").read_text())["tokenizer"] == "tokenizer.json"
+    shutil.rmtree(copy)
+    moved = export.rename(tmp_path / "moved")
+    said = {"prompt": str(golden["prompts"][3]), "num_tokens": NEW_TOKENS, "greedy": True}
+    found = load_pipeline(moved, batch_size=1).call("generate", num_rows=1, **said)
+    assert found["text"].tolist() == [str(golden["text_3"])]
 
 
 def test_without_a_tokenizer_callers_give_tokens(copy: Path, golden: dict[str, np.ndarray]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from artifex.generative_models.core.errors import ConfigError, InputError
 
@@ -20,6 +21,29 @@ def tokenizer_in(directory: Path) -> str | None:
     """The file that a directory's tokenizer is stored in, if it has one."""
     found = (directory / name for name in FILES)
     return next((str(path.absolute()) for path in found if path.is_file()), None)
+
+
+def copied_beside(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """The config of a model whose tokenizer, if it has one, is copied into a directory and has a name there.
+
+    Raises:
+        OSError: It cannot be copied.
+    """
+    if config.get("tokenizer") is None:
+        return dict(config)
+    path = Path(config["tokenizer"])
+    others = [path.with_name("merges.txt")] if path.name == FILES[1] else []
+    for file in (path, *others):
+        shutil.copyfile(file, directory / file.name)
+    return {**config, "tokenizer": path.name}
+
+
+def found_beside(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """The config of a model in a directory, with the place of its tokenizer, if it has one."""
+    name = config.get("tokenizer")
+    if not isinstance(name, str):
+        return dict(config)
+    return {**config, "tokenizer": str(directory.absolute() / Path(name).name)}
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,6 +17,7 @@ from artifex.generative_models.core.config import abstract_model, read_json
 from artifex.generative_models.core.directories import foreign_weights, local_path
 from artifex.generative_models.core.errors import ConfigError, InputError
 from artifex.generative_models.core.sharding import WeightLayout
+from artifex.generative_models.core.tokenizer import found_beside
 from artifex.generative_models.inference.formats.diffusers import described, find_diffusers, is_diffusers
 from artifex.generative_models.inference.formats.found import Found
 from artifex.generative_models.inference.formats.transformers import find_transformers, is_transformers
@@ -137,7 +138,7 @@ def find_directory(
             raise InputError(f"step: {path} is a directory of transformers, which has no training steps")
         return find_transformers(path)
     metadata = read_metadata(path)
-    config, model_type = read_json(path / "config.json"), metadata["model_type"]
+    config, model_type = found_beside(read_json(path / "config.json"), path), metadata["model_type"]
     restore = partial(
         load_model_for_inference,
         path / "checkpoints",
