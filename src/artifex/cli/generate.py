@@ -11,13 +11,17 @@ import typer
 
 from artifex.cli.options import AsJson, Model, PictureScale, PicturesOut, Scale, Seed, takes_groups
 
+_SAMPLES = 64  # where nobody says how many
 _WORDS = re.compile(r"""[^\s,"\[\]{}]+(,[^\s,"\[\]{}]+)+""")  # a list, unlike "a cat, asleep"
 
 
 @takes_groups
 def generate(
     model: Model,
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="How many.")] = 64,
+    num_samples: Annotated[
+        int | None,
+        typer.Option("--num-samples", "-n", min=1, help="How many: 64, or one text, if not said."),
+    ] = None,
     output: PicturesOut = "samples.png",
     seed: Seed = 0,
     temperature: Annotated[
@@ -32,10 +36,11 @@ def generate(
     scale: Scale,
     as_json: AsJson = False,
 ) -> None:
-    """Draw samples."""
+    """Draw samples: pictures, or text that goes on with --set prompt="..."."""
     from artifex.cli.multiprocess import join, run_job
     from artifex.cli.on_ray import on_actors
     from artifex.cli.run import Job, open_pipeline, picture_shape, report
+    from artifex.cli.texts import gives_texts, write_texts
     from artifex.generative_models.core.endpoint import changed_options
     from artifex.generative_models.core.keys import sample_key
     from artifex.generative_models.inference.offline.sampling import sampling
@@ -43,11 +48,15 @@ def generate(
     chosen = dict(map(setting, settings))
     given = {"seed": seed, "temperature": temperature, **({"set": chosen} if chosen else {})}
     if on_ray := on_actors("generate_dataset", model, scale):
-        facts = on_ray(num_samples, output, seed=seed, temperature=temperature, given=chosen)
+        facts = on_ray(num_samples or _SAMPLES, output, seed=seed, temperature=temperature, given=chosen)
         report({**facts, "model": model, **given}, "sample", as_json)
         return
     join(scale, model, output)
     pipeline = open_pipeline(model, scale)
+    if gives_texts(pipeline):
+        write_texts(pipeline, num_samples or 1, output, given, as_json)
+        return
+    num_samples = num_samples or _SAMPLES
     key = sample_key(seed)
 
     def run(rows: range) -> Iterator[Any]:

@@ -146,6 +146,20 @@ class Preparation(Protocol):
         ...
 
 
+@runtime_checkable
+class Finishing(Preparation, Protocol):
+    """A preparation of an endpoint whose outputs become, on the host, what callers get."""
+
+    @property
+    def texts(self) -> Collection[str]:
+        """Names of the outputs that it adds: strings, one a row."""
+        ...
+
+    def finished(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """All outputs of rows, arrays [rows, ...] by name, and the strings, object arrays [rows]."""
+        ...
+
+
 @dataclass(frozen=True)
 class RowNumbers:
     """Fields that are numbers, which the executable takes as they are said, one a row.

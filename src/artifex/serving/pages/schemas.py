@@ -64,7 +64,7 @@ def generate_request(endpoint: ServedEndpoint, max_rows: int) -> Json:
     properties = {**inputs, **generate_options(endpoint, max_rows), **inputs, **fields}
     if endpoint.draws:
         properties["seed"] = _one_or_many(_SEED, "Of all rows, or one for each; a random one by default.")
-    names = array_of({**TEXT, "enum": [*endpoint.outputs]})
+    names = array_of({**TEXT, "enum": [*endpoint.texts, *endpoint.outputs]})
     properties |= {
         "outputs": described(names, "Which outputs; all by default."),
         "id": _ID,
@@ -98,7 +98,8 @@ def generate_options(endpoint: ServedEndpoint, max_rows: int) -> Json:
 
 def generate_response(endpoint: ServedEndpoint) -> Json:
     """The JSON that generate answers with for one endpoint."""
-    outputs = {name: _output(spec) for name, spec in endpoint.outputs.items()}
+    outputs = {name: array_of(TEXT) for name in endpoint.texts}
+    outputs |= {name: _output(spec) for name, spec in endpoint.outputs.items()}
     return object_of({**_ORIGIN, **outputs}, [*_NAMED])
 
 

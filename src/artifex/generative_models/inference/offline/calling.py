@@ -9,7 +9,7 @@ import numpy as np
 
 from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import InputError
-from artifex.generative_models.core.fields import Said, checked_fields
+from artifex.generative_models.core.fields import Finishing, Said, checked_fields
 from artifex.generative_models.inference.executor.executor import Executor
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def call_endpoint(
         batch_size: Rows a batch; None is the executor's largest.
 
     Returns:
-        Arrays [rows, ...] by name.
+        Arrays [rows, ...] by name; text is an object array of strings.
 
     Raises:
         InputError: An unknown endpoint or name, a value that does not fit, or inputs of other numbers of
@@ -69,7 +69,8 @@ def call_endpoint(
             yield part or stop - start
 
     parts = list(executor.map(endpoint, chunks(), key=key, **options))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return made.says.finished(outputs) if isinstance(made.says, Finishing) else outputs
 
 
 def _num_rows(endpoint: str, made: Endpoint, inputs: Mapping[str, Any], num_rows: int | None) -> int:
