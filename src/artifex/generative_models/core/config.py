@@ -31,7 +31,9 @@ _GROUP = "artifex.models"
 _OWN_FAMILIES = {  # so that they need no installation
     "autoencoder_tiny": "artifex.generative_models.models.autoencoder_tiny:AutoencoderTiny",
     "classifier": "artifex.generative_models.models.classifier:Classifier",
+    "dcgan": "artifex.generative_models.models.dcgan:DCGAN",
     "denoiser": "artifex.generative_models.models.denoiser:Denoiser",
+    "stylegan": "artifex.generative_models.models.stylegan:StyleGAN",
     "vae": "artifex.generative_models.models.vae:VAE",
 }
 _MAX_BYTES = 1 << 20
