@@ -45,7 +45,8 @@ def check_generator(arguments: Mapping[str, Any]) -> None:
     check_integers(sides, *sides, maximum=_MAX_SIDE)
     channels = items(arguments, "features")
     check_integers(channels, *channels)
-    check_integers({"len(features)": len(channels)}, "len(features)", maximum=_MAX_DOUBLINGS)
+    if len(channels) > _MAX_DOUBLINGS:
+        raise ConfigError(f"features: expected 1 to {_MAX_DOUBLINGS} integers, got {len(channels)}")
     check_integers(arguments, "latent_dim")
     check_integers(arguments, "num_labels", minimum=0)
     divisor, shape = 2 ** len(channels), list(sides.values())
