@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -38,14 +38,15 @@ from artifex.generative_models.models.gan import prior
 from artifex.generative_models.models.stylegan import StyleGAN
 
 NUM_LABELS = 10
+STEPS = 4000
 FEATURES = (96, 64)  # of the generator, before each doubling
 DISCRIMINATOR = (32, 64, 128)  # features after each halving
 AVERAGING = 0.998  # of the weights, a step
 MIXED = 0.5  # share of samples of two styles
-R1, R1_EVERY = 0.5, 8  # half of gamma; steps
+GAMMA, R1_EVERY = 1.0, 8  # of the penalty R1, which is for every so many steps
 SLOW = 0.1  # of the rate, for the mapping
 GROUP = 8  # rows of which the discriminator sees the deviation
-LOOK = 50  # steps between two reports
+LOOK = 250  # steps between two reports
 MEAN_OF = 2000  # draws of each class
 FAST = {ConvShape(7 * s, 7 * s, c, c, False): 4 for s, c in zip((1, 2), FEATURES, strict=True)}
 
@@ -84,105 +85,101 @@ def variety(x: jax.Array) -> jax.Array:
     return jnp.repeat(deviation, GROUP, axis=0)
 
 
-def train(
-    pictures: np.ndarray, labels: np.ndarray, steps: int, batch_size: int, rate: float, seed: int
-) -> tuple[StyleGAN, dict[str, float]]:
-    """Trains on pictures in [0, 1]; returns the averaged generator, in bfloat16, and its last losses."""
-    rngs = nnx.Rngs(seed)
-    generator = StyleGAN((28, 28, 1), 64, FEATURES, NUM_LABELS, rngs=rngs)
-    g_def, g_params = nnx.split(generator)
-    d_def, d_params = nnx.split(Discriminator(DISCRIMINATOR, NUM_LABELS, rngs=rngs))
-    sizes = [sum(leaf.size for leaf in jax.tree.leaves(params)) for params in (g_params, d_params)]
-    print(f"{sizes[0]:,} and {sizes[1]:,} parameters", flush=True)
+def r1(judge: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, label: jax.Array) -> jax.Array:
+    """Mean squared length of the slope of what a discriminator says of pictures."""
+    slope = jax.grad(lambda x: judge(x, label).sum())(x)
+    return jnp.square(slope).sum((1, 2, 3)).mean()
 
-    schedule = optax.linear_schedule(rate, rate / 10, steps // 2, steps // 2)
-    adam = partial(optax.adam, schedule, b1=0.0, b2=0.99)
-    mapping = {"slow": optax.chain(adam(), optax.scale(SLOW)), "fast": adam()}
-    kinds = jax.tree_util.tree_map_with_path(
-        lambda path, _: "slow" if "mapper" in jax.tree_util.keystr(path) else "fast", g_params
-    )
-    g_optimizer, d_optimizer = optax.multi_transform(mapping, kinds), adam()
 
-    def drawn(params, label, key):
-        """Pictures, of which some have two styles."""
-        model = nnx.merge(g_def, params)
-        key, layer_key, mixed_key = jax.random.split(key, 3)
-        keys = jax.random.split(key, len(label))
-        w, other = (model.styles(prior(keys, model.latent_dim, other=it), label) for it in (False, True))
-        own = jax.random.randint(layer_key, (len(label), 1), 1, model.num_styles)
-        own = jnp.where(jax.random.bernoulli(mixed_key, MIXED, own.shape), own, model.num_styles)
-        styles = [jnp.where(layer < own, w, other) for layer in range(model.num_styles)]
-        return model.synthesis(styles, model.noises(keys))
-
-    @partial(jax.jit, donate_argnums=range(5))
-    def step(g_params, d_params, averaged, g_state, d_state, x, label, key, number):
-        """One step of both networks, from the same samples."""
-        fake, back = jax.vjp(lambda params: drawn(params, label, key), g_params)
-
-        def d_loss_of(d_params, fake, x):
-            judge = nnx.merge(d_def, d_params)
-            of_fake, of_real = judge(fake, label), judge(x, label)
-            return jnp.mean(nnx.softplus(of_fake)) + jnp.mean(nnx.softplus(-of_real))
-
-        def penalty(d_params, x):
-            slope = jax.grad(lambda x: nnx.merge(d_def, d_params)(x, label).sum())(x)
-            return R1 * R1_EVERY * jnp.mean(jnp.square(slope).sum((1, 2, 3)))
-
-        def g_loss_of(fake):
-            return jnp.mean(nnx.softplus(-nnx.merge(d_def, d_params)(fake, label)))
-
-        g_loss, slope = jax.value_and_grad(g_loss_of)(fake)
-        (g_grads,) = back(slope)
-        d_loss, d_grads = jax.value_and_grad(d_loss_of)(d_params, fake, x)
-        d_grads = jax.lax.cond(
-            number % R1_EVERY == 0,
-            lambda: jax.tree.map(jnp.add, d_grads, jax.grad(penalty)(d_params, x)),
-            lambda: d_grads,
-        )
-        updates, g_state = g_optimizer.update(g_grads, g_state, g_params)
-        g_params = optax.apply_updates(g_params, updates)
-        updates, d_state = d_optimizer.update(d_grads, d_state, d_params)
-        d_params = optax.apply_updates(d_params, updates)
-        decay = jnp.minimum(AVERAGING, (1 + number) / (10 + number))
-        averaged = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, averaged, g_params)
-        return (g_params, d_params, averaged, g_state, d_state), (g_loss, d_loss)
-
-    state = (
-        g_params,
-        d_params,
-        jax.tree.map(jnp.copy, g_params),
-        g_optimizer.init(g_params),
-        d_optimizer.init(d_params),
-    )
-    rng, key = np.random.default_rng(seed), jax.random.key(seed)
-    begun, losses = time.monotonic(), []
-    for number in range(steps):
-        rows = rng.integers(0, len(pictures), batch_size)
-        with forms_of_convolutions(FAST):
-            state, found = step(*state, pictures[rows], labels[rows], jax.random.fold_in(key, number), number)
-        losses.append(found)
-        if (number + 1) % LOOK == 0:
-            g_loss, d_loss = np.mean(jax.device_get(losses[-LOOK:]), axis=0)
-            minutes = (time.monotonic() - begun) / 60
-            print(f"step {number + 1:6d}  loss {g_loss:.4f} {d_loss:.4f}  {minutes:5.1f} minutes", flush=True)
-    g_loss, d_loss = np.mean(jax.device_get(losses[-LOOK:]), axis=0)
-    stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state[2])
-    return nnx.merge(g_def, stored), {
-        "generator": round(float(g_loss), 4),
-        "discriminator": round(float(d_loss), 4),
-    }
+def drawn(model: StyleGAN, label: jax.Array, key: jax.Array) -> jax.Array:
+    """Pictures, of which some have two styles."""
+    key, layer_key, mixed_key = jax.random.split(key, 3)
+    keys = jax.random.split(key, len(label))
+    w, other = (model.styles(prior(keys, model.latent_dim, other=which), label) for which in (False, True))
+    own = jax.random.randint(layer_key, (len(label), 1), 1, model.num_styles)
+    own = jnp.where(jax.random.bernoulli(mixed_key, MIXED, own.shape), own, model.num_styles)
+    styles = [jnp.where(layer < own, w, other) for layer in range(model.num_styles)]
+    return model.synthesis(styles, model.noises(keys))
 
 
 def mean_styles(model: StyleGAN, seed: int) -> jax.Array:
     """The mean of w, of each class."""
-    keys = jax.random.split(jax.random.key(seed), MEAN_OF)
-    z = prior(keys, model.latent_dim)
-
-    @jax.jit
-    def mean(model, label):
-        return model.styles(z, jnp.full(len(z), label)).astype(jnp.float32).mean(0)
-
+    z = prior(jax.random.split(jax.random.key(seed), MEAN_OF), model.latent_dim)
+    mean = jax.jit(lambda model, label: model.styles(z, jnp.full(len(z), label)).mean(0))
     return jnp.stack([mean(model, label) for label in range(model.num_labels)])
+
+
+def train(
+    pictures: np.ndarray, labels: np.ndarray, steps: int, batch_size: int, rate: float, seed: int
+) -> tuple[StyleGAN, list[float]]:
+    """Trains on pictures in [0, 1].
+
+    Returns:
+        The averaged generator, in bfloat16; its last loss and that of the discriminator.
+    """
+    rngs = nnx.Rngs(seed)
+    g_def, g_params = nnx.split(StyleGAN((28, 28, 1), 64, FEATURES, NUM_LABELS, rngs=rngs))
+    d_def, d_params = nnx.split(Discriminator(DISCRIMINATOR, NUM_LABELS, rngs=rngs))
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(params)) for params in (g_params, d_params)]
+    print(f"{sizes[0]:,} parameters, and {sizes[1]:,} of the discriminator", flush=True)
+    adam = partial(optax.adam, optax.linear_schedule(rate, rate / 10, steps // 2, steps // 2), 0.0, 0.99)
+    parts = jax.tree_util.tree_map_with_path(
+        lambda path, _: "mapper" if "mapper" in jax.tree_util.keystr(path) else "layers", g_params
+    )
+    of_parts = {"mapper": optax.chain(adam(), optax.scale(SLOW)), "layers": adam()}
+    g_optimizer, d_optimizer = optax.multi_transform(of_parts, parts), adam()
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(state, x, label, key, step):
+        """One step of both networks, from the same samples."""
+        g_params, d_params, averaged, g_state, d_state = state
+        fake, to_params = jax.vjp(lambda params: drawn(nnx.merge(g_def, params), label, key), g_params)
+
+        def g_loss_of(fake):
+            return nnx.softplus(-nnx.merge(d_def, d_params)(fake, label)).mean()
+
+        def d_loss_of(d_params):
+            judge = nnx.merge(d_def, d_params)
+            return nnx.softplus(judge(fake, label)).mean() + nnx.softplus(-judge(x, label)).mean()
+
+        def penalty_of(d_params):
+            return 0.5 * GAMMA * R1_EVERY * r1(nnx.merge(d_def, d_params), x, label)
+
+        g_loss, to_fake = jax.value_and_grad(g_loss_of)(fake)
+        d_loss, d_grads = jax.value_and_grad(d_loss_of)(d_params)
+        d_grads = jax.lax.cond(
+            step % R1_EVERY == 0,
+            lambda: jax.tree.map(jnp.add, d_grads, jax.grad(penalty_of)(d_params)),
+            lambda: d_grads,
+        )
+        updates, g_state = g_optimizer.update(*to_params(to_fake), g_state, g_params)
+        g_params = optax.apply_updates(g_params, updates)
+        updates, d_state = d_optimizer.update(d_grads, d_state, d_params)
+        d_params = optax.apply_updates(d_params, updates)
+        decay = jnp.minimum(AVERAGING, (1 + step) / (10 + step))
+        averaged = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, averaged, g_params)
+        return (g_params, d_params, averaged, g_state, d_state), (g_loss, d_loss)
+
+    averaged = jax.tree.map(jnp.copy, g_params)
+    state = g_params, d_params, averaged, g_optimizer.init(g_params), d_optimizer.init(d_params)
+    rng, key = np.random.default_rng(seed), jax.random.key(seed)
+    begun, losses = time.monotonic(), []
+    for step in range(steps):
+        rows = rng.integers(0, len(pictures), batch_size)
+        with forms_of_convolutions(FAST):
+            state, loss = train_step(state, pictures[rows], labels[rows], jax.random.fold_in(key, step), step)
+        losses.append(loss)
+        if (step + 1) % LOOK == 0:
+            means, minutes = np.mean(jax.device_get(losses[-LOOK:]), 0), (time.monotonic() - begun) / 60
+            print(
+                f"step {step + 1:6d}  loss {means[0]:.4f} {means[1]:.4f}  {minutes:5.1f} minutes", flush=True
+            )
+    means = np.mean(jax.device_get(losses[-LOOK:]), 0)
+    stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state[2])
+    wide = nnx.merge(g_def, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored))
+    model = nnx.merge(g_def, stored)
+    model.mean_w[...] = mean_styles(wide, seed).astype(jnp.bfloat16)
+    return model, [round(float(mean), 4) for mean in means]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -190,8 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--download", action="store_true")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
@@ -199,16 +196,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pictures = read_idx(args.data, PICTURES, download=args.download)[..., None].astype(np.float32) / 255
     labels = read_idx(args.data, LABELS, download=args.download).astype(np.int32)
     model, losses = train(pictures, labels, args.steps, args.batch_size, args.learning_rate, args.seed)
-    wide = nnx.merge(
-        *(nnx.graphdef(model), jax.tree.map(lambda leaf: leaf.astype(jnp.float32), nnx.state(model)))
-    )
-    model.mean_w[...] = mean_styles(wide, args.seed).astype(jnp.bfloat16)
     export_model(
         model,
         args.output,
         step=args.steps,
         training_steps=args.steps,
-        final_loss=losses,
+        final_loss=losses[0],
+        discriminator_loss=losses[1],
         compute_dtype="float32",
         image_range=(0.0, 1.0),
         dataset=facts(PICTURES, LABELS),
