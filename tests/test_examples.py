@@ -13,6 +13,7 @@ from types import ModuleType
 
 import forked
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -22,6 +23,7 @@ import artifex
 from artifex.generative_models.core.sampling.samplers import table_for
 from artifex.generative_models.core.sampling.table import O_TO_M, TIME, X_TO_M
 from artifex.generative_models.inference import load_exported_model
+from artifex.generative_models.models.gan import prior
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
@@ -170,6 +172,60 @@ def test_training_the_classifier(
     with np.load(moments) as archive:
         np.testing.assert_allclose(archive["test_mean"], features.mean(0), rtol=1e-4)
         np.testing.assert_allclose(archive["test_covariance"], np.cov(features.T), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+def test_training_the_gan(
+    data: Path,
+    example: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = example("train_mnist_gan")
+    for name, value in {"FEATURES": (6, 5), "DISCRIMINATOR": (4, 6, 8), "LOOK": 10}.items():
+        monkeypatch.setattr(script, name, value)
+    script.main(["--data", f"{data}", "--output", f"{data}/out", "--steps", "40", "--batch-size", "16"])
+    losses = [line.split()[3:5] for line in capsys.readouterr().out.splitlines() if "loss" in line]
+    assert len(losses) == 4
+    assert float(losses[-1][1]) < 2 * np.log(2)  # that of a coin
+    model, _, metadata = load_exported_model(data / "out")
+    assert [metadata["final_loss"], metadata["discriminator_loss"]] == list(map(float, losses[-1]))
+    keys = jax.random.split(jax.random.key(1), 1000)
+    for label, mean in enumerate(np.asarray(model.mean_w[...])):
+        w = np.asarray(model.styles(prior(keys, model.latent_dim), np.full(len(keys), label)))
+        np.testing.assert_allclose(mean, w.mean(0), atol=6 * w.std() / len(w) ** 0.5 + 0.01)
+
+
+def test_the_gan_that_ships_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
+    directory = Path(str(resources.files("artifex") / "zoo" / "mnist-gan"))
+    config, metadata = (
+        json.loads((directory / f"{name}.json").read_text()) for name in ("config", "metadata")
+    )
+    script = example("train_mnist_gan")
+    assert tuple(config["features"]) == script.FEATURES
+    assert (config["num_labels"], metadata["training_steps"]) == (script.NUM_LABELS, script.STEPS)
+
+
+def test_the_penalty_is_the_squared_length_of_the_slope(example: Callable[[str], ModuleType]) -> None:
+    """Of the judge |a . x|² / 2, whose slope is (a . x) a."""
+    random = np.random.default_rng(0)
+    a, x = random.normal(size=(2, 3, 1)), random.normal(size=(5, 2, 3, 1))
+    products = (a * x).sum((1, 2, 3))
+    found = example("train_mnist_gan").r1(
+        lambda x, label: jnp.square((jnp.asarray(a, jnp.float32)[None] * x).sum((1, 2, 3))) / 2,
+        jnp.asarray(x, jnp.float32),
+        jnp.zeros(5, jnp.int32),
+    )
+    np.testing.assert_allclose(found, (products**2).mean() * (a**2).sum(), rtol=1e-5)
+
+
+def test_a_discriminator_sees_whether_samples_are_alike(example: Callable[[str], ModuleType]) -> None:
+    script = example("train_mnist_gan")
+    x = np.random.default_rng(0).normal(size=(2 * script.GROUP, 7)).astype(np.float32)
+    x[script.GROUP :] = x[-1]
+    found = np.asarray(script.variety(x))
+    np.testing.assert_allclose(found[: script.GROUP], x[: script.GROUP].std(0).mean(), rtol=1e-5)
+    np.testing.assert_allclose(found[script.GROUP :], 0, atol=1e-3)
 
 
 def test_pictures_are_moved_by_two_pixels_at_most(example: Callable[[str], ModuleType]) -> None:
