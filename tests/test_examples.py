@@ -158,6 +158,60 @@ def test_training_the_vae(
 
 
 @pytest.mark.usefixtures("as_users_have_it")
+def test_training_the_flow(
+    data: Path,
+    example: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = example("train_mnist_realnvp")
+    tiny = {"level_squeezes": [7], "level_steps": [1], "level_features": [4]}
+    monkeypatch.setattr(script, "FLOW", {**script.FLOW, **tiny})
+    monkeypatch.setattr(script, "LOOK", 8)
+    said = ["--steps", "24", "--batch-size", "8", "--learning-rate", "1e-2"]
+    script.main(["--data", f"{data}", "--output", f"{data}/out", *said])
+    losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if "loss" in line]
+    assert losses[0] > losses[1] > losses[2]
+    model, _, metadata = load_exported_model(data / "out")
+    assert metadata["final_loss"] == losses[2]
+    assert metadata["test_bits_per_dim"] < losses[0]  # of pictures that it was trained on
+    assert {**model.config, **tiny} == {**model.config, **script.FLOW}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(model))} == {"float32"}
+
+
+def test_scales_before_training_are_those_of_pictures(
+    example: Callable[[str], ModuleType],
+    digits: tuple[np.ndarray, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = example("train_mnist_realnvp")
+    tiny = {"level_squeezes": [14, 1], "level_steps": [1, 1], "level_features": [2, 2]}
+    monkeypatch.setattr(script, "FLOW", {**script.FLOW, **tiny})
+    x = jax.numpy.asarray(digits[0][:64, ..., None] / np.float32(255))
+    x = script.dequantized(x, jax.random.split(jax.random.key(0), 64))
+    model = script.normalised(x, 0)
+    y = script.squeezed(model.scaler.forward(x)[0], 14)
+    step = model.levels[0][0]
+    y, _ = step.norm.forward(y)
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-3)
+    np.testing.assert_allclose(y.std((0, 1, 2)), 1, atol=0.02)
+    y, _ = step.conv.forward(y)  # after which the coupling changes nothing yet
+    z, _ = model.levels[1][0].norm.forward(y[..., : y.shape[-1] // 2])
+    np.testing.assert_allclose(z.mean((0, 1, 2)), 0, atol=1e-3)
+    np.testing.assert_allclose(z.std((0, 1, 2)), 1, atol=0.02)
+
+
+def test_the_flow_that_ships_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
+    config, metadata = (
+        json.loads((resources.files("artifex") / "zoo" / "mnist-realnvp" / f"{name}.json").read_text())
+        for name in ("config", "metadata")
+    )
+    script = example("train_mnist_realnvp")
+    assert {**config, **script.FLOW} == config
+    assert metadata["training_steps"] == script.STEPS
+
+
+@pytest.mark.usefixtures("as_users_have_it")
 def test_training_the_classifier(
     data: Path, example: Callable[[str], ModuleType], digits: tuple[np.ndarray, np.ndarray]
 ) -> None:

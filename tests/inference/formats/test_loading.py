@@ -110,7 +110,17 @@ def test_weights_go_to_the_default_device(exported: Path) -> None:
 
 
 def test_a_bundled_model() -> None:
-    assert bundled_models() == ["mnist-classifier", "mnist-diffusion", "mnist-flow", "mnist-gan", "mnist-vae"]
+    assert bundled_models() == [
+        "mnist-autoregressive",
+        "mnist-classifier",
+        "mnist-diffusion",
+        "mnist-energy",
+        "mnist-flow",
+        "mnist-gan",
+        "mnist-realnvp",
+        "mnist-vae",
+        "mnist-vqvae",
+    ]
     loaded, config, metadata = load_exported_model("mnist-vae")
     assert loaded.input_shape == (28, 28, 1)
     assert config == loaded.config
@@ -250,7 +260,7 @@ def test_nothing_is_imported_because_a_file_says_so(copy: Path, model_type: str)
     spoil(copy / "metadata.json", model_type=model_type)
     before = set(sys.modules)
     with pytest.raises(
-        UnknownModelTypeError, match="installed are autoencoder_tiny, classifier, denoiser, vae"
+        UnknownModelTypeError, match="installed are autoencoder_tiny, classifier, denoiser, realnvp, vae"
     ):
         load_exported_model(copy)
     assert set(sys.modules) == before

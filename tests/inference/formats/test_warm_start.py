@@ -112,7 +112,7 @@ def test_specs_costs_and_tuning_results_are_those_of_the_model(export: Path):
 
 
 def test_endpoints_have_no_more_than_a_snapshot_keeps():
-    kept = {"fn", "inputs", "options", "doc", "says", "ahead"}
+    kept = {"fn", "inputs", "options", "doc", "says", "ahead", "requires"}
     assert {field.name for field in dataclasses.fields(Endpoint)} == kept
     kept = {"shape", "dtype", "default", "doc", "image_range"}
     assert {field.name for field in dataclasses.fields(TensorSpec)} == kept

@@ -35,6 +35,7 @@ _OWN_FAMILIES = {  # so that they need no installation
     "dcgan": "artifex.generative_models.models.dcgan:DCGAN",
     "denoiser": "artifex.generative_models.models.denoiser:Denoiser",
     "gpt2": "artifex.generative_models.models.gpt2:GPT2",
+    "realnvp": "artifex.generative_models.models.realnvp:RealNVP",
     "stylegan": "artifex.generative_models.models.stylegan:StyleGAN",
     "vae": "artifex.generative_models.models.vae:VAE",
 }

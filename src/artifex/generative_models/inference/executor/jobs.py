@@ -178,11 +178,20 @@ class Job:
                     f"{self.program.name}: {name}: row {row} has a NaN or infinite value as {dtype.name}"
                 )
 
-    def check_results(self, start: int, stop: int, results: Mapping[str, Any]) -> None:
-        """Waits for the results of rows, and refuses those that are NaNs or infinities.
+    def check_results(
+        self, start: int, stop: int, results: Mapping[str, Any], done: np.ndarray | None = None
+    ) -> None:
+        """Waits for the results of rows, and refuses NaNs, infinities, and what the endpoint does not allow.
+
+        Args:
+            start: The first row.
+            stop: The row after the last.
+            results: Arrays [at least rows, ...] by name.
+            done: Which rows have results, bool [rows]; the others have previews. None is all.
 
         Raises:
-            InputError: On an accelerator, they come of an input that has one.
+            InputError: What the endpoint requires of a row does not hold; or on an accelerator, an input is
+                not finite.
             NonFiniteError: There is one; it says in which row.
         """
         num_rows, when = stop - start, ""
@@ -202,12 +211,29 @@ class Job:
                 if (row := _first_not_finite(rows, rows.dtype)) is not None:
                     bad.append(row)
         if not bad:
+            self._check_required(start, stop, results, done)
             return
         row = self.first_row + start + min(bad)
         raise NonFiniteError(
             f"{self.program.name}: row {row} came out NaN or infinite{when}: the model's weights, or what "
             "it was given, are at the limit of its dtype, or it divides by zero"
         )
+
+    def _check_required(
+        self, start: int, stop: int, results: Mapping[str, Any], done: np.ndarray | None
+    ) -> None:
+        if self.program.requires is None:
+            return
+        name, told = self.program.requires
+        holds = np.asarray(results[name])[: stop - start]
+        if done is not None:
+            holds = holds | ~done
+        if holds.all():
+            return
+        row = int(np.argmin(holds))
+        outputs = self.program.outputs
+        scalars = {name: np.asarray(results[name])[row] for name in outputs if not outputs[name].shape}
+        raise InputError(f"{self.program.name}: row {self.first_row + start + row}: {told.format(**scalars)}")
 
 
 def _first_not_finite(rows: np.ndarray, dtype: np.dtype[Any]) -> int | None:
