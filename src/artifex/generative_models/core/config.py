@@ -32,6 +32,7 @@ _OWN_FAMILIES = {  # so that they need no installation
     "autoencoder_tiny": "artifex.generative_models.models.autoencoder_tiny:AutoencoderTiny",
     "classifier": "artifex.generative_models.models.classifier:Classifier",
     "denoiser": "artifex.generative_models.models.denoiser:Denoiser",
+    "ebm": "artifex.generative_models.models.ebm:EBM",
     "vae": "artifex.generative_models.models.vae:VAE",
 }
 _MAX_BYTES = 1 << 20
