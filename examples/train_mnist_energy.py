@@ -32,6 +32,7 @@ from artifex.generative_models.models.ebm import EBM
 NUM_LABELS = 10
 WITHOUT_LABEL = 0.1  # share of pictures whose label is hidden, so that it can be left out
 AVERAGING = 0.998  # of the weights, a step
+STEPS = 3000
 LOOK = 250  # steps between two reports
 LOG_SIGMA = -1.0, 1.4  # mean and standard deviation of the logarithm of noise levels
 ARGUMENTS = {
@@ -63,9 +64,7 @@ def denoising_loss(model: EBM, x: jax.Array, label: jax.Array, key: jax.Array) -
     sigma = jnp.clip(levels, model.config["sigma_min"], model.config["sigma_max"])
     wide_sigma, std = sigma[:, None, None, None], model.config["std"]
     noisy = x + wide_sigma * jax.random.normal(noise_key, x.shape)
-    _, gradient = energy_and_gradient(
-        lambda model, x, sigma, label: model.energy(x, sigma, label), model, noisy, sigma, label
-    )
+    _, gradient = energy_and_gradient(EBM.energy, model, noisy, sigma, label)
     size = wide_sigma * std / jnp.sqrt(wide_sigma**2 + std**2)
     return jnp.mean(((noisy - wide_sigma**2 * gradient - x) / size) ** 2)
 
@@ -116,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--download", action="store_true")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -151,11 +151,13 @@ class EBM(nnx.Module):
         self.embed = TimeEmbedding(2 * _WAVES, embed_dim, rngs=rngs)
         self.embed_label = nnx.data(LabelEmbedding(num_labels, embed_dim, rngs=rngs) if num_labels else None)
         height, width, first = input_shape
-        self.levels, self.readouts = nnx.List([]), nnx.List([])
+        levels: list[Level] = []
+        readouts: list[nnx.Linear] = []
         for (c_in, c_out), num_convs in zip(pairwise((first, *level_features)), level_convs, strict=True):
             height, width = -(-height // 2), -(-width // 2)
-            self.levels.append(Level(c_in, c_out, embed_dim, num_convs, rngs=rngs))
-            self.readouts.append(_readout(height * width * c_out, rngs))
+            levels.append(Level(c_in, c_out, embed_dim, num_convs, rngs=rngs))
+            readouts.append(_readout(height * width * c_out, rngs))
+        self.levels, self.readouts = nnx.List(levels), nnx.List(readouts)
         self.last = nnx.Linear(height * width * level_features[-1], num_features, rngs=rngs)
         self.last_film = nnx.Linear(embed_dim, 2 * num_features, rngs=rngs)
         self.last_readout = _readout(num_features, rngs)
@@ -194,6 +196,7 @@ class EBM(nnx.Module):
         dtype = self.last.kernel.dtype
         told = self.embed(self.embed_noise(sigma))
         if self.embed_label is not None:
+            assert label is not None
             told = told + self.embed_label(label)
         told, x, total = nnx.swish(told), u.astype(dtype), jnp.zeros(len(u), jnp.float32)
         for level, readout in zip(self.levels, self.readouts, strict=True):
