@@ -13,7 +13,7 @@ from artifex.generative_models.core.sampling.labels import label_fields, label_i
 from artifex.generative_models.core.sampling.langevin import ANNEALED, LANGEVIN_INPUTS, METHODS
 
 MAX_STEPS = 1000
-# Of each method. Of 784 independent Gaussians, MALA's takes 0.57 of the proposals at 0.3.
+# Where nobody says any. At 0.2 `mala` takes three of four proposals of 784 independent Gaussians.
 _STEP_SIZES = {"ula": 0.3, "mala": 0.2, "annealed": 1.0}
 
 
