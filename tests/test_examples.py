@@ -306,3 +306,47 @@ def test_other_pictures_are_refused(data: Path, example: Callable[[str], ModuleT
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1] + b"\1"))
     with pytest.raises(SystemExit, match="SHA-256 differs"):
         mnist.read_idx(data, mnist.PICTURES)
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+def test_training_the_energy(
+    data: Path,
+    example: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = example("train_mnist_energy")
+    arguments = {**script.ARGUMENTS, "level_features": [8, 16], "level_convs": [0, 1], "num_features": 8}
+    monkeypatch.setattr(script, "ARGUMENTS", arguments)
+    monkeypatch.setattr(script, "LOOK", 15)
+    said = ["--output", f"{data}/out", "--steps", "60", "--batch-size", "8", "--learning-rate", "1e-2"]
+    script.main(["--data", f"{data}", *said])
+    losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if "loss" in line]
+    assert len(losses) == 4
+    assert losses[-1] < 0.8 * losses[0]
+    model, _, metadata = load_exported_model(data / "out")
+    assert metadata["final_loss"] == losses[-1]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(model))} == {"float32"}
+    assert model.config == arguments
+
+
+def test_the_bundled_energy_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
+    script = example("train_mnist_energy")
+    directory = Path(str(resources.files("artifex") / "zoo" / "mnist-energy"))
+    assert json.loads((directory / "config.json").read_text()).items() >= script.ARGUMENTS.items()
+    assert json.loads((directory / "metadata.json").read_text())["training_steps"] == script.STEPS
+
+
+def test_the_energy_of_a_gaussian_is_learned_already(example: Callable[[str], ModuleType]) -> None:
+    """Where pixels are independent Gaussians, the network adds nothing, and the loss of each is 1."""
+    script = example("train_mnist_energy")
+    arguments = {**script.ARGUMENTS, "input_shape": [8, 8, 1], "level_features": [2], "level_convs": [0]}
+    model = script.EBM(**arguments, rngs=nnx.Rngs(0))
+    for readout in (*model.readouts, model.last_readout):
+        readout.kernel[...] *= 0
+    normal = jax.random.normal(jax.random.key(0), (256, 8, 8, 1), np.float32)
+    x = np.float32(arguments["mean"]) + np.float32(arguments["std"]) * normal
+    label, key = np.zeros(256, np.int32), jax.random.key(1)
+    loss_of = jax.jit(lambda x: script.denoising_loss(model, x, label, key))
+    assert loss_of(x) == pytest.approx(1, abs=5 * np.sqrt(2 / normal.size))  # standard errors of a mean of squares
+    assert loss_of(x + np.float32(0.3)) > 1.05

@@ -21,7 +21,10 @@ from artifex.generative_models.core.config import (
 from artifex.generative_models.core.errors import ConfigError, UnknownModelTypeError
 from artifex.generative_models.models.vae import VAE
 
-OWN = ["autoencoder_tiny", "classifier", "dcgan", "denoiser", "stylegan", "vae"]
+OWN = [
+    *("autoencoder_tiny", "autoregressive", "classifier", "dcgan", "denoiser", "ebm", "gpt2", "realnvp"),
+    *("stylegan", "vae", "vqvae"),
+]
 CONFIG: Mapping[str, Any] = {"input_shape": [8, 8, 1], "latent_dim": 4}
 
 

@@ -34,6 +34,7 @@ _OWN_FAMILIES = {  # so that they need no installation
     "classifier": "artifex.generative_models.models.classifier:Classifier",
     "dcgan": "artifex.generative_models.models.dcgan:DCGAN",
     "denoiser": "artifex.generative_models.models.denoiser:Denoiser",
+    "ebm": "artifex.generative_models.models.ebm:EBM",
     "gpt2": "artifex.generative_models.models.gpt2:GPT2",
     "realnvp": "artifex.generative_models.models.realnvp:RealNVP",
     "stylegan": "artifex.generative_models.models.stylegan:StyleGAN",

@@ -106,12 +106,16 @@ class Field:
         wanted = self.limits if self.choices else f"{_KINDS[self.kind]} {self.limits}".rstrip()
         return InputTypeError(f"{name}: expected {wanted}, got {got:.100}")
 
+    def _as_said(self, limit: float | None) -> float | None:
+        """A limit in the precision that values have, so that a value may be the limit itself."""
+        return float(np.float32(limit)) if self.kind is float and limit is not None else limit
+
     def _check(self, name: str, value: Any) -> None:
         if self.choices is not None and value not in self.choices:
             raise InputError(f"{name}: expected {self.limits}, got {value!r:.100}")
         if self.kind is float and not np.isfinite(value):
             raise InputError(f"{name}: expected a finite number, got {value}")
-        low, high, above = self.minimum, self.maximum, self.above
+        low, high, above = (self._as_said(limit) for limit in (self.minimum, self.maximum, self.above))
         if (
             (low is not None and value < low)
             or (high is not None and value > high)
