@@ -33,6 +33,7 @@ _OWN_FAMILIES = {  # so that they need no installation
     "classifier": "artifex.generative_models.models.classifier:Classifier",
     "denoiser": "artifex.generative_models.models.denoiser:Denoiser",
     "vae": "artifex.generative_models.models.vae:VAE",
+    "vqvae": "artifex.generative_models.models.vqvae:VQVAE",
 }
 _MAX_BYTES = 1 << 20
 
