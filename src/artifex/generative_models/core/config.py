@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 _GROUP = "artifex.models"
 _OWN_FAMILIES = {  # so that they need no installation
     "autoencoder_tiny": "artifex.generative_models.models.autoencoder_tiny:AutoencoderTiny",
+    "autoregressive": "artifex.generative_models.models.autoregressive:Autoregressive",
     "classifier": "artifex.generative_models.models.classifier:Classifier",
     "denoiser": "artifex.generative_models.models.denoiser:Denoiser",
+    "gpt2": "artifex.generative_models.models.gpt2:GPT2",
     "vae": "artifex.generative_models.models.vae:VAE",
     "vqvae": "artifex.generative_models.models.vqvae:VQVAE",
 }

@@ -71,6 +71,19 @@ def check_divides(divisor: Any, name: str, features: Mapping[str, int]) -> None:
             raise ConfigError(f"{name}: expected a divisor of {what}, which is {number}, got {divisor}")
 
 
+def check_transformer(arguments: Arguments) -> None:
+    """Refuses arguments of which no `CausalTransformer` can be made.
+
+    Raises:
+        ConfigError: Names the argument.
+    """
+    check_integers(arguments, "features")
+    check_integers(arguments, "num_layers", maximum=MAX_LAYERS)
+    check_divides(arguments["num_heads"], "num_heads", {"the features": arguments["features"]})
+    check_flags(arguments, "tied")
+    check_numbers(arguments, "epsilon")
+
+
 def items(arguments: Arguments, name: str, length: int | None = None) -> dict[str, Any]:
     """The items of a list by names of their own, such as `features[0]`.
 

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import jax
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Key
 
 Inputs = Mapping[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rewritable:
+    """Leaves of a state that a step may write again for rows that rest, such as a cache of keys and values.
+
+    What a step writes there must depend on nothing but the rest of the row's state, which is frozen, so that
+    writing it again changes nothing. Whoever drives the loop then takes the new leaves as they are, where
+    choosing between old and new would copy them, and does not look through them for numbers that are not
+    finite: the rest of the state has to show those.
+
+    Args:
+        leaves: A pytree of arrays [rows, ...].
+    """
+
+    leaves: Any
 
 
 @runtime_checkable

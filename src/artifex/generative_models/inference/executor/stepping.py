@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from artifex.generative_models.core.convolutions import filters_made_before
-from artifex.generative_models.core.sampling.loop import Loop
+from artifex.generative_models.core.sampling.loop import Loop, Rewritable
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Int, Key
@@ -79,7 +80,7 @@ def advance(
         state, broken, taken = carried
         done = rests(state)
         following = loop.step(model, keys, inputs, state)
-        state = jax.tree.map(lambda old, new: jnp.where(_wide(done, new), old, new), state, following)
+        state = jax.tree.map(partial(_kept, done), state, following, is_leaf=_is_rewritable)
         newly = ~done & (broken == FINE) & ~_finite_rows(state, len(done))
         return state, jnp.where(newly, state.step, broken), taken + 1
 
@@ -343,13 +344,22 @@ def side_by_side(runs: Sequence[Iterator[T]]) -> Iterator[list[T]]:
             thread.shutdown()
 
 
+def _is_rewritable(part: Any) -> bool:
+    return isinstance(part, Rewritable)
+
+
+def _kept(rests: Array, old: Any, new: Any) -> Any:
+    """A part of the state after a step: the old one of rows that rest, except where both are the same."""
+    return new if _is_rewritable(new) else jnp.where(_wide(rests, new), old, new)
+
+
 def _wide(flags: Array, like: Array) -> Array:
     return flags.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _finite_rows(state: Any, num_rows: int) -> Array:
     finite = jnp.ones(num_rows, bool)
-    for leaf in jax.tree.leaves(state):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+    for leaf in jax.tree.leaves(state, is_leaf=_is_rewritable):
+        if not _is_rewritable(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact):
             finite &= jnp.isfinite(leaf).reshape(num_rows, -1).all(axis=1)
     return finite

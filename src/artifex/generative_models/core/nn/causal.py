@@ -1,0 +1,244 @@
+"""The transformer that tells what comes next in a sequence, all of it at once or a token at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from artifex.generative_models.core.nn.feedforward import FeedForward
+from artifex.generative_models.core.nn.norms import LayerNorm
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+    # Of each layer the keys and the values of all positions, [batch, heads, positions, d].
+    Cache = tuple[tuple[Array, Array], ...]
+
+_STD = 0.02  # of weights at the start
+_QUERIES = 128  # that are taken together: those of one part look at no keys after it
+
+
+class CausalAttention(nnx.Module):
+    r"""Multi-head attention in which each token sees itself and those before it.
+
+    Args:
+        features: Of a token, in and out.
+        heads: How many; a divisor of the features.
+        std: Standard deviation of the last layer's weights at the start.
+        rngs: Random number generators for the weights.
+
+    References:
+        Vaswani et al., *Attention Is All You Need*, 2017, section 3.2. https://arxiv.org/abs/1706.03762
+    """
+
+    def __init__(self, features: int, heads: int, std: float, *, rngs: nnx.Rngs):
+        self.heads = heads
+        self.to_qkv = nnx.Linear(features, 3 * features, kernel_init=nnx.initializers.normal(_STD), rngs=rngs)
+        self.to_out = nnx.Linear(features, features, kernel_init=nnx.initializers.normal(std), rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch tokens features"]
+    ) -> tuple[Float[Array, "batch tokens features"], tuple[Array, Array]]:
+        """What each token learns, and the keys and the values of all of them."""
+        batch, tokens, features = x.shape
+        q, k, v = (
+            part.reshape(batch, tokens, self.heads, -1).transpose(0, 2, 1, 3)
+            for part in jnp.split(self.to_qkv(x), 3, -1)
+        )
+        parts = [
+            _attended(q[:, :, i : i + _QUERIES], k[:, :, : i + _QUERIES], v[:, :, : i + _QUERIES], i)
+            for i in range(0, tokens, _QUERIES)
+        ]
+        attended = jnp.concatenate(parts, 2).transpose(0, 2, 1, 3).reshape(batch, tokens, features)
+        return self.to_out(attended), (k, v)
+
+    def step(
+        self, x: Float[Array, "batch features"], position: Int[Array, " batch"], cache: tuple[Array, Array]
+    ) -> tuple[Float[Array, "batch features"], tuple[Array, Array]]:
+        """What the token at a position learns, and the cache with its key and value."""
+        q, k, v = (part.reshape(len(x), self.heads, -1) for part in jnp.split(self.to_qkv(x), 3, -1))
+        rows = jnp.arange(len(x))
+        keys, values = (
+            old.at[rows, :, position].set(new.astype(old.dtype), unique_indices=True, mode="drop")
+            for old, new in zip(cache, (k, v), strict=True)
+        )
+        scores = jnp.einsum("bhd,bhkd->bhk", q, keys, preferred_element_type=jnp.float32)
+        is_seen = jnp.arange(keys.shape[2])[None, None] <= position[:, None, None]
+        likely = _softmax(jnp.where(is_seen, scores * q.shape[-1] ** -0.5, -jnp.inf)).astype(values.dtype)
+        return self.to_out(jnp.einsum("bhk,bhkd->bhd", likely, values).reshape(x.shape)), (keys, values)
+
+
+def _softmax(scores: Float[Array, "*shape keys"]) -> Float[Array, "*shape keys"]:
+    likely = jnp.exp(scores - scores.max(-1, keepdims=True))
+    return likely / likely.sum(-1, keepdims=True)
+
+
+def _attended(q: Array, k: Array, v: Array, first: int) -> Float[Array, "batch heads queries d"]:
+    """The values that queries see, the first of which stands at a position."""
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    is_seen = jnp.arange(k.shape[2])[None] <= first + jnp.arange(q.shape[2])[:, None]
+    likely = _softmax(jnp.where(is_seen[None, None], scores * q.shape[-1] ** -0.5, -jnp.inf))
+    return jnp.einsum("bhqk,bhkd->bhqd", likely.astype(v.dtype), v)
+
+
+class CausalBlock(nnx.Module):
+    """A layer of the transformer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
+
+    Args:
+        features: Of a token.
+        heads: Of the attention.
+        epsilon: Of the normalisations.
+        std: Standard deviation of the weights that add to `x`, at the start.
+        rngs: Random number generators for the weights.
+    """
+
+    def __init__(self, features: int, heads: int, epsilon: float, std: float, *, rngs: nnx.Rngs):
+        self.norm_1 = LayerNorm(features, epsilon, rngs=rngs)
+        self.attention = CausalAttention(features, heads, std, rngs=rngs)
+        self.norm_2 = LayerNorm(features, epsilon, rngs=rngs)
+        self.feed_forward = FeedForward(features, "gelu-approximate", rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch tokens features"]
+    ) -> tuple[Float[Array, "batch tokens features"], tuple[Array, Array]]:
+        """The tokens, and their keys and values."""
+        found, cache = self.attention(self.norm_1(x))
+        x = x + found
+        return x + self.feed_forward(self.norm_2(x)), cache
+
+    def step(
+        self, x: Float[Array, "batch features"], position: Int[Array, " batch"], cache: tuple[Array, Array]
+    ) -> tuple[Float[Array, "batch features"], tuple[Array, Array]]:
+        """The token at a position, and the cache with its key and value."""
+        found, cache = self.attention.step(self.norm_1(x), position, cache)
+        x = x + found
+        return x + self.feed_forward(self.norm_2(x)), cache
+
+
+class CausalTransformer(nnx.Module):
+    """The decoder of GPT-2: learned positions, normalisations before the layers and after the last.
+
+    With starts, a sequence begins with one of them, such as that of its class, which stands at position 0 in
+    place of a symbol; without, with its first symbol.
+
+    Args:
+        vocab_size: Symbols that there are.
+        num_positions: The most tokens that it sees, a start included.
+        features: Of a token.
+        num_layers: How many blocks.
+        num_heads: Of the attention; a divisor of the features.
+        num_starts: How many starts there are; 0 for none.
+        tied: Whether symbols are told by the vectors that stand for them; else a layer tells them.
+        epsilon: Of the normalisations.
+        rngs: Random number generators for the weights.
+
+    References:
+        Radford et al., *Language Models are Unsupervised Multitask Learners*, 2019, section 2.3.
+        https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
+        Press and Wolf, *Using the Output Embedding to Improve Language Models*, 2017, for tied weights.
+        https://arxiv.org/abs/1608.05859
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_positions: int,
+        features: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        num_starts: int = 0,
+        tied: bool = True,
+        epsilon: float = 1e-5,
+        rngs: nnx.Rngs,
+    ):
+        normal = nnx.initializers.normal(_STD)
+        self.vocab_size, self.num_positions, self.num_starts = vocab_size, num_positions, num_starts
+        self.symbols = nnx.Embed(vocab_size, features, embedding_init=normal, rngs=rngs)
+        self.positions = nnx.Embed(num_positions, features, embedding_init=normal, rngs=rngs)
+        self.starts = nnx.data(
+            nnx.Embed(num_starts, features, embedding_init=normal, rngs=rngs) if num_starts else None
+        )
+        std = _STD / (2 * num_layers) ** 0.5
+        self.blocks = nnx.List(
+            CausalBlock(features, num_heads, epsilon, std, rngs=rngs) for _ in range(num_layers)
+        )
+        self.norm = LayerNorm(features, epsilon, rngs=rngs)
+        self.head = nnx.data(
+            None if tied else nnx.Linear(features, vocab_size, use_bias=False, kernel_init=normal, rngs=rngs)
+        )
+
+    def __call__(
+        self, tokens: Int[Array, "batch tokens"], start: Int[Array, " batch"] | None = None
+    ) -> Float[Array, "batch tokens vocab"]:
+        """Unnormalised log-probabilities, float32: with a start of each token, without of the one after it.
+
+        Args:
+            tokens: Symbols; NaN is what follows one that there is not.
+            start: Which start, where there are starts.
+        """
+        return self._logits(self._whole(tokens if start is None else tokens[:, :-1], start)[0])
+
+    def prefill(
+        self, tokens: Int[Array, "batch tokens"], size: int, start: Int[Array, " batch"] | None = None
+    ) -> Cache:
+        """A cache of a size with the keys and the values of a start, if any, and tokens."""
+        _, written = self._whole(tokens, start)
+        empty = self.empty_cache(len(tokens), size)
+        return jax.tree.map(lambda all_, some: all_.at[:, :, : some.shape[2]].set(some), empty, written)
+
+    def empty_cache(self, batch: int, size: int) -> Cache:
+        """A cache for so many tokens, a start included, in which nothing has been written."""
+        heads, kernel = self.blocks[0].attention.heads, self.blocks[0].attention.to_qkv.kernel[...]
+        zeros = jnp.zeros((batch, heads, size, kernel.shape[0] // heads), kernel.dtype)
+        return tuple((zeros, zeros) for _ in self.blocks)
+
+    def step(
+        self,
+        token: Int[Array, " batch"],
+        index: Int[Array, " batch"],
+        cache: Cache,
+        start: Int[Array, " batch"] | None = None,
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
+        """Unnormalised log-probabilities, float32, of the token of an index, and the cache for the next.
+
+        Args:
+            token: The token before it; with a start and at index 0 it is not read.
+            index: 0 for the first, which only a start can come before.
+            cache: With what came before that token.
+            start: Which start, where there are starts.
+        """
+        x = self.symbols.embedding[...].at[token].get(mode="fill", fill_value=jnp.nan)
+        if start is None:
+            position = index - 1
+        else:
+            assert self.starts is not None
+            position = index
+            x = jnp.where((index == 0)[:, None], self.starts(start), x)
+        x = x + self.positions(position)
+        written = []
+        for block, part in zip(self.blocks, cache, strict=True):
+            x, part = block.step(x, position, part)
+            written.append(part)
+        return self._logits(x), tuple(written)
+
+    def _whole(
+        self, tokens: Array, start: Array | None
+    ) -> tuple[Float[Array, "batch tokens features"], Cache]:
+        x = self.symbols.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
+        if start is not None:
+            assert self.starts is not None
+            x = jnp.concatenate([self.starts(start)[:, None], x], 1)
+        x = x + self.positions.embedding[...][None, : x.shape[1]]
+        written = []
+        for block in self.blocks:
+            x, part = block(x)
+            written.append(part)
+        return x, tuple(written)
+
+    def _logits(self, x: Float[Array, "*rows features"]) -> Float[Array, "*rows vocab"]:
+        x = self.norm(x)
+        return (self.symbols.attend(x) if self.head is None else self.head(x)).astype(jnp.float32)
