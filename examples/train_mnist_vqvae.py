@@ -188,15 +188,16 @@ def train_prior(
     return nnx.merge(graphdef, state[1], others), float(np.mean(jax.device_get(losses[-LOOK:])))
 
 
-def stored(model: VQVAE) -> VQVAE:
-    """The model with its weights in bfloat16."""
+def in_bfloat16(model: VQVAE) -> VQVAE:
+    """The model with its weights as they are stored."""
     graphdef, params = nnx.split(model)
     return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
 
 
-def in_float32(model: VQVAE) -> Executor:
-    """Runs a model whose weights are stored in bfloat16 as its export runs."""
-    return Executor(model, dtype=jnp.float32, tuned=False)
+def rounded(model: VQVAE) -> VQVAE:
+    """The model with its weights as they are read again: the prior is to learn the codes of those."""
+    graphdef, params = nnx.split(in_bfloat16(model))
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
 
 
 def psnr(x: np.ndarray, found: np.ndarray) -> float:
@@ -209,9 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--download", action="store_true")
-    parser.add_argument("--steps", type=int, default=1800, help="of the autoencoder")
-    parser.add_argument("--prior-steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=4000, help="of the autoencoder")
+    parser.add_argument("--prior-steps", type=int, default=4000)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
 
@@ -219,21 +220,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     test = read_idx(args.data, TEST_PICTURES, download=args.download)[..., None].astype(np.float32) / 255
     labels = read_idx(args.data, LABELS, download=args.download).astype(np.int32)
     model = VQVAE(**ARGUMENTS, rngs=nnx.Rngs(args.seed))
-    model = stored(train_autoencoder(model, pictures, args.steps, args.batch_size, args.seed))
+    model = rounded(train_autoencoder(model, pictures, args.steps, args.batch_size, args.seed))
 
-    executor = in_float32(model)
+    executor = Executor(model, tuned=False)
     found = np.asarray(executor("reconstruct", {"x": test})["x"])
     test_psnr = psnr(test, found)
     print(f"PSNR {test_psnr:.2f} dB of the test pictures", flush=True)
     codes = np.asarray(executor("encode", {"x": pictures.astype(np.float32) / 255})["codes"])
     print(f"{len(np.unique(codes))} codes of {model.config['num_codes']} are used", flush=True)
-    whole = VQVAE(**ARGUMENTS, rngs=nnx.Rngs(args.seed)).prior  # in float32
-    model.prior = whole
     model, loss = train_prior(
         model, codes.reshape(len(codes), -1), labels, args.prior_steps, args.batch_size, args.seed
     )
     export_model(
-        stored(model),
+        in_bfloat16(model),
         args.output,
         step=args.steps + args.prior_steps,
         training_steps=args.steps,

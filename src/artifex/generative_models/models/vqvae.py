@@ -1,8 +1,8 @@
 """Vector-quantised variational autoencoder: pictures as grids of codes, and a prior that draws such grids.
 
-The encoder halves the picture once a level and gives a vector for each place of a small grid; what is kept of
-it is the number of the nearest vector of a codebook. The decoder makes a picture of those vectors. The prior is
-a transformer that tells each code from those before it, in rows from the top, each from the left.
+The encoder halves the picture once a level and gives a vector for each place of a small grid; what is kept
+of it is the number of the nearest vector of a codebook. The decoder makes a picture of those vectors. The
+prior is a transformer that tells each code from those before it, in rows from the top, each from the left.
 
 References:
     van den Oord et al., *Neural Discrete Representation Learning*, 2017. https://arxiv.org/abs/1711.00937
@@ -278,5 +278,5 @@ def _next(model: VQVAE, token: Array, index: Array, cache: Any, inputs: Mapping[
 def _finish(model: VQVAE, tokens: Array, length: Array, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Pictures of the codes, with zeros for the vectors of those that are not there yet."""
     is_there = jnp.arange(tokens.shape[1])[None] < length[:, None]
-    z = model.vectors(tokens) * is_there[..., None].astype(model.codebook.dtype)
+    z = jnp.where(is_there[..., None], model.vectors(tokens), jnp.zeros((), model.codebook.dtype))
     return {"x": nnx.sigmoid(model.decoder(z.reshape(len(z), *model.grid, -1)))}
