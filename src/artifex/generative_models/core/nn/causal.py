@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Cache = tuple[tuple[Array, Array], ...]
 
 _STD = 0.02  # of weights at the start
-_QUERIES = 128  # that are taken together: those of one part look at no keys after it
+_QUERIES = 64  # that are taken together: those of one part look at no keys after it
 
 
 class CausalAttention(nnx.Module):
@@ -48,10 +48,9 @@ class CausalAttention(nnx.Module):
             part.reshape(batch, tokens, self.heads, -1).transpose(0, 2, 1, 3)
             for part in jnp.split(self.to_qkv(x), 3, -1)
         )
-        parts = [
-            _attended(q[:, :, i : i + _QUERIES], k[:, :, : i + _QUERIES], v[:, :, : i + _QUERIES], i)
-            for i in range(0, tokens, _QUERIES)
-        ]
+        together = -(-tokens // -(-tokens // _QUERIES))
+        ends = range(together, tokens + together, together)
+        parts = [_attended(q[:, :, i - together : i], k[:, :, :i], v[:, :, :i], i - together) for i in ends]
         attended = jnp.concatenate(parts, 2).transpose(0, 2, 1, 3).reshape(batch, tokens, features)
         return self.to_out(attended), (k, v)
 
@@ -65,23 +64,28 @@ class CausalAttention(nnx.Module):
             old.at[rows, :, position].set(new.astype(old.dtype), unique_indices=True, mode="drop")
             for old, new in zip(cache, (k, v), strict=True)
         )
-        scores = jnp.einsum("bhd,bhkd->bhk", q, keys, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bhd,bhkd->bhk", q * q.shape[-1] ** -0.5, keys, preferred_element_type=jnp.float32)
         is_seen = jnp.arange(keys.shape[2])[None, None] <= position[:, None, None]
-        likely = _softmax(jnp.where(is_seen, scores * q.shape[-1] ** -0.5, -jnp.inf)).astype(values.dtype)
-        return self.to_out(jnp.einsum("bhk,bhkd->bhd", likely, values).reshape(x.shape)), (keys, values)
+        likely = _likely(jnp.where(is_seen, scores, -jnp.inf))
+        values_seen = jnp.einsum(
+            "bhk,bhkd->bhd", likely.astype(values.dtype), values, preferred_element_type=jnp.float32
+        )
+        values_seen = (values_seen / likely.sum(-1, keepdims=True)).astype(x.dtype)
+        return self.to_out(values_seen.reshape(x.shape)), (keys, values)
 
 
-def _softmax(scores: Float[Array, "*shape keys"]) -> Float[Array, "*shape keys"]:
-    likely = jnp.exp(scores - scores.max(-1, keepdims=True))
-    return likely / likely.sum(-1, keepdims=True)
+def _likely(scores: Float[Array, "*shape keys"]) -> Float[Array, "*shape keys"]:
+    """The softmax but for its denominator, which is cheaper to divide by later."""
+    return jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
 
 
 def _attended(q: Array, k: Array, v: Array, first: int) -> Float[Array, "batch heads queries d"]:
     """The values that queries see, the first of which stands at a position."""
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     is_seen = jnp.arange(k.shape[2])[None] <= first + jnp.arange(q.shape[2])[:, None]
-    likely = _softmax(jnp.where(is_seen[None, None], scores * q.shape[-1] ** -0.5, -jnp.inf))
-    return jnp.einsum("bhqk,bhkd->bhqd", likely.astype(v.dtype), v)
+    likely = _likely(jnp.where(is_seen[None, None], scores, -jnp.inf))
+    values = jnp.einsum("bhqk,bhkd->bhqd", likely.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (values / likely.sum(-1, keepdims=True)).astype(v.dtype)
 
 
 class CausalBlock(nnx.Module):
