@@ -350,3 +350,124 @@ def test_the_energy_of_a_gaussian_is_learned_already(example: Callable[[str], Mo
     loss_of = jax.jit(lambda x: script.denoising_loss(model, x, label, key))
     assert loss_of(x) == pytest.approx(1, abs=5 * np.sqrt(2 / normal.size))  # standard errors of a mean of squares
     assert loss_of(x + np.float32(0.3)) > 1.05
+
+
+"""The examples, run as a reader would: those that train on 300 digits, and for seconds."""
+
+import gzip
+import hashlib
+import importlib
+import json
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
+
+import forked
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from served import START_SECONDS, Process
+
+import artifex
+from artifex.generative_models.core.sampling.samplers import table_for
+from artifex.generative_models.core.sampling.table import O_TO_M, TIME, X_TO_M
+from artifex.generative_models.inference import load_exported_model
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TINY = {
+    "unet": {
+        "block_out_channels": [4],
+        "down_block_types": ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+        "attention_head_dim": 4,
+        "add_attention": False,
+    },
+    "dit": {"num_attention_heads": 1, "attention_head_dim": 16, "num_layers": 1, "patch_size": 7},
+}
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+def test_training_the_vqvae(
+    data: Path,
+    example: Callable[[str], ModuleType],
+    digits: tuple[np.ndarray, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = example("train_mnist_vqvae")
+    tiny = {"num_codes": 8, "code_features": 3, "level_features": [6, 8], "prior_features": 8}
+    monkeypatch.setattr(
+        script, "ARGUMENTS", {**script.ARGUMENTS, **tiny, "prior_layers": 1, "prior_heads": 2}
+    )
+    monkeypatch.setattr(script, "LOOK", 20)
+    said = ["--steps", "60", "--prior-steps", "60", "--batch-size", "16"]
+    script.main(["--data", f"{data}", "--output", f"{data}/out", *said])
+    lines = capsys.readouterr().out.splitlines()
+    for part in ("autoencoder", "prior"):
+        losses = [float(line.split()[4]) for line in lines if line.startswith(f"{part} step")]
+        assert len(losses) == 3
+        assert losses[-1] < 0.9 * losses[0]
+    metadata = load_exported_model(data / "out")[2]
+    assert metadata["final_loss"] == losses[-1]
+    pipeline, x = artifex.load(data / "out"), digits[0][..., None].astype(np.float32) / 255
+    found = np.asarray(pipeline.call("reconstruct", x=x)["x"])
+    errors = np.mean((np.float64(x) - found) ** 2, (1, 2, 3))
+    assert metadata["test_psnr"] == pytest.approx(-10 * np.log10(errors).mean(), abs=0.01)
+
+
+def test_what_ships_of_the_vqvae_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
+    script = example("train_mnist_vqvae")
+    directory = Path(str(resources.files("artifex") / "zoo" / "mnist-vqvae"))
+    assert json.loads((directory / "config.json").read_text()) == script.ARGUMENTS
+
+
+def test_the_gradient_of_the_decoder_goes_straight_to_the_encoder(
+    example: Callable[[str], ModuleType],
+) -> None:
+    """Without the commitment the encoder's last bias gets what the decoder's gradient by its vectors is."""
+    script = example("train_mnist_vqvae")
+    model = script.VQVAE(
+        (8, 8, 1), 5, 3, [4], prior_features=4, prior_layers=1, prior_heads=1, rngs=nnx.Rngs(0)
+    )
+    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
+    z = np.asarray(model.encoder(x))
+    codes = model.encode(x)
+    vectors = model.vectors(codes)
+
+    def likelihood(vectors: jax.Array) -> jax.Array:
+        p = nnx.sigmoid(model.decoder(vectors))
+        return jnp.mean(jnp.sum(x * jnp.log(p) + (1 - x) * jnp.log1p(-p), (1, 2, 3)))
+
+    loss, (found, of_codes) = script.autoencoder_loss(model, x)
+    np.testing.assert_array_equal(of_codes, codes)
+    np.testing.assert_allclose(found, z, rtol=1e-5)
+    distance = ((z - np.asarray(vectors)) ** 2).sum((1, 2, 3)).mean()
+    np.testing.assert_allclose(loss, 0.25 * distance - likelihood(vectors), rtol=1e-5)
+
+    graphdef, params = nnx.split(model)
+    grads = jax.grad(lambda params: script.autoencoder_loss(nnx.merge(graphdef, params), x)[0])(params)
+    by_vectors = -jax.grad(likelihood)(vectors) + 2 * 0.25 * (z - np.asarray(vectors)) / len(x)
+    np.testing.assert_allclose(grads["encoder"]["head"]["bias"][...], by_vectors.sum((0, 1, 2)), rtol=1e-4)
+    assert not np.any(grads["codebook"][...])  # which moves by averages alone
+
+
+def test_the_codebook_is_the_averages_of_its_vectors(example: Callable[[str], ModuleType]) -> None:
+    """Equations 6 to 8 of van den Oord et al. 2017; a code that nothing is near begins anew at a vector."""
+    script = example("train_mnist_vqvae")
+    rng = np.random.default_rng(0)
+    z, codes = rng.normal(size=(40, 3)).astype(np.float32), rng.integers(0, 3, 40)
+    count, total = rng.uniform(5, 9, 4).astype(np.float32), rng.normal(size=(4, 3)).astype(np.float32)
+    count[3] = 0.1
+    found = script.Uses(count, total).after(z, codes, jax.random.key(0))
+    for code in range(3):
+        near = z[codes == code]
+        assert found.count[code] == pytest.approx(0.99 * count[code] + 0.01 * len(near), rel=1e-5)
+        wanted = (0.99 * total[code] + 0.01 * near.sum(0)) / found.count[code]
+        np.testing.assert_allclose(found.codebook[code], wanted, rtol=1e-4, atol=1e-6)
+    assert found.count[3] == 10
+    assert np.isclose(z, found.codebook[3], rtol=1e-5).all(1).any()

@@ -32,11 +32,14 @@ def decode(
         run,
         sizes_of,
     )
+    from artifex.generative_models.inference.offline.latents import decoded_name
     from artifex.generative_models.inference.offline.sources import open_array
 
     pipeline = open_pipeline(model, batches)
-    rows = open_array(latents, input_shape(pipeline, "decode", "z"))
-    options = sizes_of(pipeline, "decode", "z", rows.array.shape[1:])
+    taken = decoded_name(pipeline.executor)
+    dtype = pipeline.executor.endpoints["decode"].inputs[taken].dtype
+    rows = open_array(latents, input_shape(pipeline, "decode", taken), dtype)
+    options = sizes_of(pipeline, "decode", taken, rows.array.shape[1:])
     shape = (len(rows), *picture_shape(pipeline, "decode", **options))
     job = Job(
         "decode",

@@ -16,7 +16,7 @@ def encode(
     scale: Scale,
     as_json: AsJson = False,
 ) -> None:
-    """Encode pictures to the means of their posteriors."""
+    """Encode pictures to the means of their posteriors, or to codes."""
     from artifex.cli.by_size import check_sizes, run_by_size
     from artifex.cli.multiprocess import join, run_job
     from artifex.cli.on_ray import on_actors
@@ -24,6 +24,7 @@ def encode(
     from artifex.cli.run import Job, input_shape, open_pipeline, report, say_left_out, sizes_of
     from artifex.generative_models.core.errors import InputError
     from artifex.generative_models.core.processes import together
+    from artifex.generative_models.inference.offline.latents import encoded_name
     from artifex.generative_models.inference.offline.sources import open_by_size
 
     if on_ray := on_actors("encode_dataset", model, scale):
@@ -49,7 +50,7 @@ def encode(
     if len(groups) > 1 or not output.lower().endswith(".npy"):
         raise InputError(f"{output}: latents go to a .npy array; give a name that ends so")
     options = sizes_of(pipeline, "encode", "x", groups[0].shape)
-    latent = pipeline.executor.spec("encode", **options)[1]["mean"]
+    latent = pipeline.executor.spec("encode", **options)[1][encoded_name(pipeline.executor)]
     job = Job(
         "encode",
         (len(pictures), *latent.shape),

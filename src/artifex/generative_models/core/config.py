@@ -39,6 +39,7 @@ _OWN_FAMILIES = {  # so that they need no installation
     "realnvp": "artifex.generative_models.models.realnvp:RealNVP",
     "stylegan": "artifex.generative_models.models.stylegan:StyleGAN",
     "vae": "artifex.generative_models.models.vae:VAE",
+    "vqvae": "artifex.generative_models.models.vqvae:VQVAE",
 }
 _MAX_BYTES = 1 << 20
 

@@ -38,6 +38,7 @@ from artifex.generative_models.inference.offline.batch import (
 )
 from artifex.generative_models.inference.offline.calling import call_endpoint
 from artifex.generative_models.inference.offline.chunks import Rows, num_rows, row_chunks
+from artifex.generative_models.inference.offline.latents import decoded_name, encoded_name
 from artifex.generative_models.inference.offline.sampling import sampling
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class InferencePipeline:
     def encode(
         self, images: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
     ) -> Array | NDArray[Any]:
-        """Pre-processes pictures and encodes them to the means of their posteriors.
+        """Pre-processes pictures and encodes them: to the means of their posteriors, or to codes.
 
         Args:
             images: Pictures [rows, H, W, C]: an array, memory-mapped or not, or an iterable of arrays.
@@ -109,7 +110,7 @@ class InferencePipeline:
             progress: Shows a bar on stderr.
 
         Returns:
-            Latents [rows, latent].
+            Latents [rows, latent]; of a model that gives codes [rows, h, w], integers.
 
         Raises:
             InputError: No rows, a wrong shape, values that are not finite, or an `out` that does not fit.
@@ -121,7 +122,7 @@ class InferencePipeline:
     def decode(
         self, latents: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
     ) -> NDArray[Any]:
-        """Decodes latents [rows, latent] and post-processes the pictures [rows, H, W, C].
+        """Decodes what `encode` gives, latents [rows, latent], to post-processed pictures [rows, H, W, C].
 
         Arguments and errors are those of `encode`.
         """
@@ -131,7 +132,7 @@ class InferencePipeline:
     def reconstruct(
         self, images: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
     ) -> NDArray[Any]:
-        """Encodes pictures [rows, H, W, C] and decodes the means again.
+        """Encodes pictures [rows, H, W, C] and decodes them again.
 
         Arguments and errors are those of `encode`.
         """
@@ -221,7 +222,7 @@ class InferencePipeline:
             Pictures [num_steps, H, W, C].
 
         Raises:
-            InputError: Fewer than 2 steps, or as for `encode`.
+            InputError: Fewer than 2 steps, latents that are codes, or as for `encode`.
         """
         if num_steps < 2:
             raise InputError(f"num_steps: expected at least 2, got {num_steps}")
@@ -233,6 +234,9 @@ class InferencePipeline:
             return np.asarray(self.postprocess_fn(pictures))
         if given:
             raise InputError(f"interpolate: {', '.join(given)} is not taken")
+        latent = self.executor.spec("encode")[1][encoded_name(self.executor)]
+        if not jnp.issubdtype(latent.dtype, jnp.floating):
+            raise InputError("interpolate: no line lies between latents that are codes")
         first, last = np.asarray(self.encode(np.stack([start, end])))
         weights = weights.reshape(-1, *[1] * first.ndim)
         return self.decode((1 - weights) * first + weights * last)
@@ -274,7 +278,8 @@ class InferencePipeline:
 
     def decode_chunks(self, latents: Rows) -> Iterator[NDArray[Any]]:
         """`decode` as a stream: pictures, a batch at a time."""
-        chunks = ({"z": chunk} for chunk in row_chunks(latents, self.rows_per_batch("decode")))
+        name = decoded_name(self.executor)
+        chunks = ({name: chunk} for chunk in row_chunks(latents, self.rows_per_batch("decode")))
         return self._postprocessed(outputs["x"] for outputs in self.executor.map("decode", chunks))
 
     def reconstruct_chunks(self, images: Rows) -> Iterator[NDArray[Any]]:

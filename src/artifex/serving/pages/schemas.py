@@ -135,7 +135,7 @@ def _element(spec: TensorSpec) -> Json:
     dtype = np.dtype(spec.dtype)
     schema: Json = {"type": _KINDS.get(dtype.kind, "number")}  # bfloat16 is of a kind of its own
     if dtype.kind in "iu":
-        schema |= {"minimum": int(np.iinfo(dtype).min), "maximum": int(np.iinfo(dtype).max)}
+        schema |= dict(zip(("minimum", "maximum"), spec.limits, strict=True))
     return schema
 
 

@@ -13,6 +13,7 @@ from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.batching.batcher import Batcher
 from artifex.generative_models.inference.batching.previews import Preview
 from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.offline.latents import decoded_name, encoded_name
 from artifex.generative_models.inference.offline.sampling import sampling
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ class AsyncInferenceServer:
         self.batcher = Batcher(model, max_in_flight=max_workers)
 
     async def encode_async(self, images: ArrayLike) -> Float[np.ndarray, "rows latent"]:
-        """Encodes pictures [rows, H, W, C] to the means of their posteriors."""
-        return (await self.batcher.submit_async("encode", {"x": images}, outputs=("mean",)))["mean"]
+        """Encodes pictures [rows, H, W, C] to the means of their posteriors, or to codes."""
+        name = encoded_name(self.batcher.executor)
+        return (await self.batcher.submit_async("encode", {"x": images}, outputs=(name,)))[name]
 
     async def decode_async(self, latents: ArrayLike) -> Float[np.ndarray, "rows h w c"]:
         """Decodes latents [rows, latent]."""
-        return (await self.batcher.submit_async("decode", {"z": latents}))["x"]
+        name = decoded_name(self.batcher.executor)
+        return (await self.batcher.submit_async("decode", {name: latents}))["x"]
 
     async def reconstruct_async(self, images: ArrayLike) -> Float[np.ndarray, "rows h w c"]:
         """Encodes and decodes pictures [rows, H, W, C]."""

@@ -458,13 +458,15 @@ def _checked_scalar(endpoint: str, name: str, spec: TensorSpec, value: Any) -> f
 
 
 def _check_range(endpoint: str, name: str, spec: TensorSpec, array: Any) -> None:
-    """Refuses integers that another dtype would wrap around."""
-    if array.dtype == spec.dtype or array.dtype.kind not in "iu" or np.dtype(spec.dtype).kind not in "iu":
+    """Refuses integers that the model does not take, or that another dtype would wrap around."""
+    if array.dtype.kind not in "iu" or np.dtype(spec.dtype).kind not in "iu":
         return
-    limits, host = np.iinfo(spec.dtype), np.asarray(array)
-    if host.size and not limits.min <= host.min() <= host.max() <= limits.max:
+    if array.dtype == spec.dtype and spec.minimum is None and spec.maximum is None:
+        return
+    (least, largest), host = spec.limits, np.asarray(array)
+    if host.size and not least <= host.min() <= host.max() <= largest:
         raise InputError(
-            f"{endpoint}: {name}: expected integers from {limits.min} to {limits.max}, "
+            f"{endpoint}: {name}: expected integers from {least} to {largest}, "
             f"got {host.min()} to {host.max()}"
         )
 

@@ -15,6 +15,7 @@ from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.jobs import aligned_empty
 from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.offline.chunks import Rows, collect, num_rows, row_chunks
+from artifex.generative_models.inference.offline.latents import decoded_name, encoded_name
 from artifex.generative_models.inference.offline.progress import track_rows
 from artifex.generative_models.inference.offline.sampling import Sampling, sampling
 
@@ -32,7 +33,8 @@ def generate_samples_jit(model: Model | Executor, z: ArrayLike) -> Float[Array, 
         InputError: A wrong shape, no rows, or values that are not finite.
         InputTypeError: A wrong dtype.
     """
-    return executor_for(model)("decode", {"z": z})["x"]
+    executor = executor_for(model)
+    return executor("decode", {decoded_name(executor): z})["x"]
 
 
 def encode_images_jit(model: Model | Executor, images: ArrayLike) -> Float[Array, "rows latent"]:
@@ -42,7 +44,8 @@ def encode_images_jit(model: Model | Executor, images: ArrayLike) -> Float[Array
         InputError: A wrong shape, no rows, or values that are not finite.
         InputTypeError: A wrong dtype.
     """
-    return executor_for(model)("encode", {"x": images})["mean"]
+    executor = executor_for(model)
+    return executor("encode", {"x": images})[encoded_name(executor)]
 
 
 def batch_encode_images(
@@ -172,10 +175,11 @@ def generate_chunks(
 
 
 def encode_chunks(executor: Executor, images: Rows, batch_size: int | None) -> Iterator[NDArray[np.floating]]:
-    """Means of the posteriors of pictures, a batch at a time; None is the executor's largest."""
+    """Latents of pictures, a batch at a time; None is the executor's largest."""
+    name = encoded_name(executor)
     rows = batch_size or executor.batch_sizes_of("encode")[-1]
     chunks = ({"x": chunk} for chunk in row_chunks(images, rows))
-    return (outputs["mean"] for outputs in executor.map("encode", chunks))
+    return (outputs[name] for outputs in executor.map("encode", chunks))
 
 
 def collected(
@@ -207,6 +211,6 @@ def _encode(
 ) -> Any:
     in_memory = isinstance(images, np.ndarray | jax.Array) and not isinstance(images, np.memmap)
     if in_memory and out is None and not progress:
-        return executor("encode", {"x": images})["mean"]
+        return executor("encode", {"x": images})[encoded_name(executor)]
     chunks = encode_chunks(executor, images, batch_size)
     return collect_placed(executor, chunks, num_rows(images), "encode", out, progress)
