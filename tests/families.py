@@ -31,9 +31,9 @@ FAMILIES: Mapping[str, Callable[[], Any]] = {
         lambda: RealNVP(SHAPE, (2, 2), (1, 1), (4, 6), num_labels=LABELS, rngs=nnx.Rngs(0))
     ),
     "stylegan": lambda: randomised(lambda: StyleGAN(SHAPE, 4, (6, 4), num_labels=LABELS, rngs=nnx.Rngs(0))),
-    "vae": lambda: randomised(
-        lambda: VAE(SHAPE, 4, (4, 6), (6, 4), num_labels=LABELS, rngs=nnx.Rngs(0))
+    "vae": lambda: randomised(lambda: VAE(SHAPE, 4, (4, 6), (6, 4), num_labels=LABELS, rngs=nnx.Rngs(0))),
+    "vqvae": lambda: randomised(
+        lambda: VQVAE(SHAPE, 5, 3, (4, 6), 1, 8, 1, 2, num_labels=LABELS, rngs=nnx.Rngs(0))
     ),
-    "vqvae": lambda: randomised(lambda: VQVAE(SHAPE, 5, 3, (4, 6), 1, 8, 1, 2, num_labels=LABELS, rngs=nnx.Rngs(0))),
 }
 STEPPED = ("autoregressive", "denoiser", "ebm", "vqvae")  # those that take steps, each row so many

@@ -348,47 +348,9 @@ def test_the_energy_of_a_gaussian_is_learned_already(example: Callable[[str], Mo
     x = np.float32(arguments["mean"]) + np.float32(arguments["std"]) * normal
     label, key = np.zeros(256, np.int32), jax.random.key(1)
     loss_of = jax.jit(lambda x: script.denoising_loss(model, x, label, key))
-    assert loss_of(x) == pytest.approx(1, abs=5 * np.sqrt(2 / normal.size))  # standard errors of a mean of squares
+    error = np.sqrt(2 / normal.size)  # of a mean of squares
+    assert loss_of(x) == pytest.approx(1, abs=5 * error)
     assert loss_of(x + np.float32(0.3)) > 1.05
-
-
-"""The examples, run as a reader would: those that train on 300 digits, and for seconds."""
-
-import gzip
-import hashlib
-import importlib
-import json
-import struct
-import sys
-from collections.abc import Callable, Iterator
-from importlib import resources
-from pathlib import Path
-from types import ModuleType
-
-import forked
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
-from flax import nnx
-from served import START_SECONDS, Process
-
-import artifex
-from artifex.generative_models.core.sampling.samplers import table_for
-from artifex.generative_models.core.sampling.table import O_TO_M, TIME, X_TO_M
-from artifex.generative_models.inference import load_exported_model
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-TINY = {
-    "unet": {
-        "block_out_channels": [4],
-        "down_block_types": ["DownBlock2D"],
-        "up_block_types": ["UpBlock2D"],
-        "attention_head_dim": 4,
-        "add_attention": False,
-    },
-    "dit": {"num_attention_heads": 1, "attention_head_dim": 16, "num_layers": 1, "patch_size": 7},
-}
 
 
 @pytest.mark.usefixtures("as_users_have_it")
