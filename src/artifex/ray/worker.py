@@ -18,6 +18,7 @@ import numpy as np
 from artifex.generative_models.core.errors import ArtifexError, OutputError
 from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.cache import enable_compilation_cache
+from artifex.generative_models.inference.offline.batch import latents_of
 from artifex.generative_models.inference.offline.parts import Place
 from artifex.generative_models.inference.offline.sources import PictureFiles
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
@@ -170,8 +171,8 @@ def describe(setup: Setup) -> Facts | Exception:
             identity = pipeline.job_identity(setup.endpoint)
             if setup.endpoint == "generate":
                 return Facts(identity, (), outputs["x"].shape, pipeline.picture_dtype("generate").name)
-            mean = outputs["mean"]
-            return Facts(identity, inputs["x"].shape, mean.shape, np.dtype(mean.dtype).name)
+            latent = latents_of(outputs)
+            return Facts(identity, inputs["x"].shape, latent.shape, np.dtype(latent.dtype).name)
     except (ArtifexError, OSError) as error:
         return error
 

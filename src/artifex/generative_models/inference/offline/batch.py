@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,6 +14,7 @@ from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.jobs import aligned_empty
 from artifex.generative_models.inference.executor.shared import executor_for
+from artifex.generative_models.inference.offline.calling import map_said
 from artifex.generative_models.inference.offline.chunks import Rows, collect, num_rows, row_chunks
 from artifex.generative_models.inference.offline.progress import track_rows
 from artifex.generative_models.inference.offline.sampling import Sampling, sampling
@@ -42,7 +43,7 @@ def encode_images_jit(model: Model | Executor, images: ArrayLike) -> Float[Array
         InputError: A wrong shape, no rows, or values that are not finite.
         InputTypeError: A wrong dtype.
     """
-    return executor_for(model)("encode", {"x": images})["mean"]
+    return latents_of(executor_for(model)("encode", {"x": images}))
 
 
 def batch_encode_images(
@@ -171,11 +172,25 @@ def generate_chunks(
     return (outputs["x"] for outputs in given)
 
 
-def encode_chunks(executor: Executor, images: Rows, batch_size: int | None) -> Iterator[NDArray[np.floating]]:
-    """Means of the posteriors of pictures, a batch at a time; None is the executor's largest."""
+def encode_chunks(
+    executor: Executor,
+    images: Rows,
+    batch_size: int | None,
+    given: Mapping[str, Any] | None = None,
+    num_rows: int | None = None,
+) -> Iterator[NDArray[np.floating]]:
+    """Latents of pictures, a batch at a time; a size of None is the executor's largest.
+
+    What is given and the number of rows are as for `map_said`.
+    """
     rows = batch_size or executor.batch_sizes_of("encode")[-1]
     chunks = ({"x": chunk} for chunk in row_chunks(images, rows))
-    return (outputs["mean"] for outputs in executor.map("encode", chunks))
+    return map(latents_of, map_said(executor, "encode", chunks, given or {}, num_rows))
+
+
+def latents_of(encoded: Mapping[str, Any]) -> Any:
+    """What `encode` gives that `decode` takes: the means of posteriors, or latents that have none."""
+    return encoded["mean" if "mean" in encoded else "z"]
 
 
 def collected(
@@ -207,6 +222,6 @@ def _encode(
 ) -> Any:
     in_memory = isinstance(images, np.ndarray | jax.Array) and not isinstance(images, np.memmap)
     if in_memory and out is None and not progress:
-        return executor("encode", {"x": images})["mean"]
+        return latents_of(executor("encode", {"x": images}))
     chunks = encode_chunks(executor, images, batch_size)
     return collect_placed(executor, chunks, num_rows(images), "encode", out, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +70,52 @@ def call_endpoint(
 
     parts = list(executor.map(endpoint, chunks(), key=key, **options))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def map_said(
+    executor: Executor,
+    endpoint: str,
+    chunks: Iterable[Mapping[str, Any]],
+    given: Mapping[str, Any],
+    num_rows: int | None,
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Runs an endpoint over inputs that come a part at a time, with what is said of their rows.
+
+    Args:
+        executor: Of the model.
+        endpoint: Name of the endpoint.
+        chunks: Its inputs, arrays [rows, ...].
+        given: Its fields, for all rows or one a row; and its options.
+        num_rows: How many rows there are; None where nobody knows, so that what is said is for all.
+
+    Yields:
+        Arrays [rows, ...] by name, for each chunk.
+
+    Raises:
+        InputError: An unknown endpoint, a name that it does not take, or a value that does not fit; and as
+            for a call.
+        InputTypeError: A value of another type.
+    """
+    if endpoint not in executor.endpoints:
+        raise InputError(f"no endpoint {endpoint!r}; there are {', '.join(executor.endpoints)}")
+    made = executor.endpoints[endpoint]
+    options: dict[str, Any] = {name: given[name] for name in made.given_options if name in given}
+    named = {name: value for name, value in given.items() if name not in options}
+    fields = {} if made.says is None else made.says.fields
+    values = checked_fields(endpoint, fields, named, num_rows)
+    if made.says is None:
+        return executor.map(endpoint, map(dict, chunks), **options)
+    said = Said(made.says, values)
+    options |= said.options
+
+    def filled() -> Iterator[dict[str, Any]]:
+        start = 0
+        for chunk in chunks:
+            stop = start + len(next(iter(chunk.values())))
+            yield {**chunk, **said.rows(start, stop)}
+            start = stop
+
+    return executor.map(endpoint, filled(), **options)
 
 
 def _num_rows(endpoint: str, made: Endpoint, inputs: Mapping[str, Any], num_rows: int | None) -> int:
