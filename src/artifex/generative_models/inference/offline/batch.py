@@ -14,7 +14,7 @@ from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.jobs import aligned_empty
 from artifex.generative_models.inference.executor.shared import executor_for
-from artifex.generative_models.inference.offline.calling import map_said
+from artifex.generative_models.inference.offline.calling import map_said, with_said
 from artifex.generative_models.inference.offline.chunks import Rows, collect, num_rows, row_chunks
 from artifex.generative_models.inference.offline.progress import track_rows
 from artifex.generative_models.inference.offline.sampling import Sampling, sampling
@@ -33,7 +33,9 @@ def generate_samples_jit(model: Model | Executor, z: ArrayLike) -> Float[Array, 
         InputError: A wrong shape, no rows, or values that are not finite.
         InputTypeError: A wrong dtype.
     """
-    return executor_for(model)("decode", {"z": z})["x"]
+    executor = executor_for(model)
+    inputs, options = with_said(executor, "decode", {"z": z})
+    return executor("decode", inputs, **options)["x"]
 
 
 def encode_images_jit(model: Model | Executor, images: ArrayLike) -> Float[Array, "rows latent"]:
@@ -43,7 +45,7 @@ def encode_images_jit(model: Model | Executor, images: ArrayLike) -> Float[Array
         InputError: A wrong shape, no rows, or values that are not finite.
         InputTypeError: A wrong dtype.
     """
-    return latents_of(executor_for(model)("encode", {"x": images}))
+    return _encode_at_once(executor_for(model), images)
 
 
 def batch_encode_images(
@@ -222,6 +224,11 @@ def _encode(
 ) -> Any:
     in_memory = isinstance(images, np.ndarray | jax.Array) and not isinstance(images, np.memmap)
     if in_memory and out is None and not progress:
-        return latents_of(executor("encode", {"x": images}))
+        return _encode_at_once(executor, images)
     chunks = encode_chunks(executor, images, batch_size)
     return collect_placed(executor, chunks, num_rows(images), "encode", out, progress)
+
+
+def _encode_at_once(executor: Executor, images: Any) -> Any:
+    inputs, options = with_said(executor, "encode", {"x": images})
+    return latents_of(executor("encode", inputs, **options))
