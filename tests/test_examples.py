@@ -145,14 +145,16 @@ def test_samplers_undo_the_noise_of_training(
 
 
 @pytest.mark.usefixtures("as_users_have_it")
+@pytest.mark.parametrize("more", [[], ["--conditional", "--latent-dim", "4"]])
 def test_training_the_vae(
-    data: Path, example: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+    more: list[str], data: Path, example: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = data / "out"
-    example("train_mnist_vae").main(["--data", f"{data}", "--output", f"{output}", "--epochs", "3"])
+    example("train_mnist_vae").main(["--data", f"{data}", "--output", f"{output}", "--epochs", "3", *more])
     losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if "loss" in line]
     assert losses[0] > losses[1] > losses[2]
-    metadata = load_exported_model(output)[2]
+    model, _, metadata = load_exported_model(output)
+    assert model.num_labels == (10 if more else 0)
     assert metadata["final_loss"] == pytest.approx(losses[2], abs=0.01)  # as it is printed
     assert -losses[1] < metadata["test_elbo"] < -0.9 * losses[2]  # of the same pictures, after the last step
 

@@ -1,4 +1,4 @@
-"""Whatever runs models runs those of every family, with no change of theirs: a family is a line of a table."""
+"""What runs models runs those of every family, with no change of theirs; a family is a line of a table."""
 
 from collections.abc import Mapping
 from typing import Any

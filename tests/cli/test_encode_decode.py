@@ -141,6 +141,20 @@ def test_interpolate_goes_from_one_picture_to_the_other(
     )
     difference = np.load("line.npy").astype(int) - np.asarray(expected)
     assert np.abs(difference).max() <= 1  # the ends are scaled by another formula here
+    cli(
+        "interpolate",
+        model,
+        "images.npy:2",
+        "images.npy:3",
+        "--steps",
+        5,
+        "--mode",
+        "spherical",
+        "-o",
+        "arc.npy",
+    )
+    arc = load_pipeline(model, batch_size=5).interpolate(images[2], images[3], 5, "spherical")
+    np.testing.assert_array_equal(np.load("arc.npy"), arc)
     cli("interpolate", model, "images.npy:2", "three.png", "--steps", 5, "-o", "line.png")
     assert np.asarray(Image.open("line.png")).shape == (104, 5 * 106 - 2)
     assert failing_cli("interpolate", model, "images.npy:10", "three.png").startswith(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from artifex.cli.options import AsJson, BatchSize, Column, Dtype, Model, Resize, Seed
+from artifex.cli.options import AsJson, BatchSize, Column, Dtype, Model, Resize, Seed, Settings, setting
 
 if TYPE_CHECKING:
     from artifex.generative_models.inference.measure.quality import Measure
@@ -30,10 +30,7 @@ def evaluate(
         str, typer.Option(metavar="MODEL", help="A model with an endpoint features or encode.")
     ] = "mnist-classifier",
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=8, help="How many to draw.")] = 1000,
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", metavar="NAME=VALUE", help="An input or option of the model, such as label=3."),
-    ] = [],  # noqa: B006 - typer makes a list of its own
+    settings: Settings = [],  # noqa: B006 - typer makes a list of its own
     seed: Seed = 0,
     resize: Resize = False,
     column: Column = "image",
@@ -47,7 +44,6 @@ def evaluate(
     of equal numbers of pictures, and of the same features.
     """
     from artifex.cli.benchmark import progress_on_stderr
-    from artifex.cli.generate import setting
     from artifex.cli.run import compute_dtype, load_model, use_cache
     from artifex.generative_models.inference.measure.quality import FeatureModel
     from artifex.generative_models.inference.measure.quality import evaluate as measure

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from artifex.cli.options import AsJson, Model, PictureScale, PicturesOut, Scale, Seed, takes_groups
+from artifex.cli.options import (
+    AsJson,
+    Model,
+    PictureScale,
+    PicturesOut,
+    Scale,
+    Seed,
+    Settings,
+    setting,
+    takes_groups,
+)
 
 _SAMPLES = 64  # where nobody says how many
-_WORDS = re.compile(r"""[^\s,"\[\]{}]+(,[^\s,"\[\]{}]+)+""")  # a list, unlike "a cat, asleep"
 
 
 @takes_groups
@@ -28,10 +35,7 @@ def generate(
         float, typer.Option(min=0, help="Spread of the prior; 1 is the model's own.")
     ] = 1.0,
     *,
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", metavar="NAME=VALUE", help="An input or option of the model, such as label=3."),
-    ] = [],  # noqa: B006 - typer makes a list of its own
+    settings: Settings = [],  # noqa: B006 - typer makes a list of its own
     picture_scale: PictureScale = None,
     scale: Scale,
     as_json: AsJson = False,
@@ -71,24 +75,3 @@ def generate(
     job = Job("generate", shape, run, given, dtype=dtype, key=key, options=options)
     facts = run_job(pipeline, job, output, scale, scale=picture_scale)
     report({**facts, "model": model, **given}, "sample", as_json)
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """A name and its value: JSON, words with commas between them as a list of those, or else a string."""
-    from artifex.generative_models.core.errors import InputError
-
-    name, equals, value = text.partition("=")
-    if name in ("seed", "temperature", "num_samples"):
-        raise InputError(f"--set {text}: --{name.replace('_', '-')} is an option of its own")
-    if not equals or not name.isidentifier():
-        raise InputError(f"--set {text}: expected NAME=VALUE, such as label=3")
-    if _WORDS.fullmatch(value):
-        return name, [_plain(word) for word in value.split(",")]
-    return name, _plain(value)
-
-
-def _plain(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value

@@ -635,7 +635,7 @@ def test_seeds_a_row_are_integers(seeds):
 
 def test_an_endpoint_tells_whether_it_draws(executor):
     draws = {name: executor.draws(name) for name in executor.endpoints}
-    assert draws == {"encode": False, "decode": False, "reconstruct": False, "generate": True}
+    assert draws == {"encode": False, "decode": False, "reconstruct": False, "generate": True, "elbo": True}
     count = executor.compile_count
     with pytest.raises(InputError, match="no endpoint 'train'"):
         executor.draws("train")

@@ -18,7 +18,7 @@ from artifex.generative_models.models.vae import VAE
 BATCH_SIZES = (1, 8, 16)
 ROWS = 29
 
-ENDPOINTS = ("encode", "decode", "reconstruct", "generate")
+ENDPOINTS = ("encode", "decode", "reconstruct", "generate", "elbo")
 CASES = [(model, endpoint) for model in ("mnist-vae", "odd-vae") for endpoint in ENDPOINTS]
 
 
@@ -53,7 +53,7 @@ def case(request, executors, pictures):
 def run(executor, endpoint, inputs, keys, rows=slice(None)):
     """The rows `rows` of a job, as NumPy arrays."""
     part = {name: value[rows] for name, value in inputs.items()}
-    given_keys = keys[rows] if endpoint == "generate" else None
+    given_keys = keys[rows] if endpoint in ("generate", "elbo") else None
     outputs = executor(endpoint, part, keys=given_keys)
     return {name: np.asarray(value) for name, value in outputs.items()}
 

@@ -111,7 +111,7 @@ def test_the_document_has_every_route_and_no_other(server: Live, document: dict[
 
 def test_each_endpoint_has_a_path_with_its_inputs(document: dict[str, Any]):
     single = {path: o for path, _, o in operations(document) if o["tags"] == ["Generate"]}
-    models = ["tiny", *(f"tiny.{name}" for name in ("encode", "decode", "reconstruct"))]
+    models = ["tiny", *(f"tiny.{name}" for name in ("encode", "decode", "reconstruct", "elbo"))]
     models += [f"plain.{name}" for name in ("double", "scaled", "noise")]
     assert {*single} == {f"/v2/models/{name}/generate" for name in models}
 

@@ -7,17 +7,18 @@ from artifex.generative_models.inference.executor.executor import Executor
 
 
 def encoded_name(executor: Executor) -> str:
-    """The output of `encode` that stands for a picture: the mean of its posterior, or the only one.
+    """The output of `encode` that stands for a picture: `mean`, of its posterior, or else `z`, or the only one.
 
     Raises:
         InputError: There is no such endpoint, or no such output.
     """
     outputs = executor.spec("encode")[1]
-    if "mean" in outputs:
-        return "mean"
+    for name in ("mean", "z"):
+        if name in outputs:
+            return name
     if len(outputs) > 1:
         raise InputError(
-            f"encode: expected one output, or one by the name mean; it gives {', '.join(outputs)}"
+            f"encode: expected one output, or one by the name mean or z; it gives {', '.join(outputs)}"
         )
     (name,) = outputs
     return name
