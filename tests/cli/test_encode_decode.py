@@ -160,3 +160,8 @@ def test_interpolate_goes_from_one_picture_to_the_other(
     assert failing_cli("interpolate", model, "images.npy:10", "three.png").startswith(
         "images.npy:10: there are 10"
     )
+
+
+def test_a_model_that_interpolates_latents_alone_says_so(images: np.ndarray, failing_cli: Cli):
+    said = failing_cli("interpolate", "mnist-gan", "images.npy:0", "images.npy:1")
+    assert said.startswith("interpolate: x is not taken; it takes z, z_end, label, weight, truncation")

@@ -18,7 +18,7 @@ from artifex.cli.options import setting
 from artifex.cli.outputs import Output, open_output
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import changed_options
-from artifex.generative_models.core.errors import CacheError
+from artifex.generative_models.core.errors import CacheError, InputError
 from artifex.generative_models.core.fields import checked_fields
 from artifex.generative_models.inference.cache import cache_dir, enable_compilation_cache
 from artifex.generative_models.inference.executor.executor import Executor
@@ -106,9 +106,15 @@ def say_left_out(left_out: str) -> None:
 
 
 def input_shape(pipeline: InferencePipeline, endpoint: str, name: str) -> tuple[int | None, ...]:
-    """Shape of a row of an input; None stands for sizes that it may have any of."""
-    shape = pipeline.executor.endpoints[endpoint].inputs[name].shape
-    return tuple(size if isinstance(size, int) else None for size in shape)
+    """Shape of a row of an input; None stands for sizes that it may have any of.
+
+    Raises:
+        InputError: The endpoint takes no such input.
+    """
+    made = pipeline.executor.endpoints[endpoint]
+    if name not in made.inputs:
+        raise InputError(f"{endpoint}: {name} is not taken; it takes {', '.join(made.fields)}")
+    return tuple(size if isinstance(size, int) else None for size in made.inputs[name].shape)
 
 
 def sizes_of(pipeline: InferencePipeline, endpoint: str, name: str, shape: Sequence[int]) -> dict[str, Any]:

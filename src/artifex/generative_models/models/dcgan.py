@@ -136,7 +136,7 @@ def _generate(model: DCGAN, keys: Key[Array, " batch"], inputs: dict[str, Array]
     """The prior is narrowed as that of a flow is by its temperature.
 
     References:
-        Kingma and Dhariwal, *Glow: Generative Flow with Invertible 1×1 Convolutions*, 2018, section 6.
+        Kingma and Dhariwal, *Glow: Generative Flow with Invertible 1×1 Convolutions*, 2018.
         https://arxiv.org/abs/1807.03039
         Brock et al., *Large Scale GAN Training for High Fidelity Natural Image Synthesis*, 2019, section 3.1,
         which cuts the prior in place of narrowing it, to the same end. https://arxiv.org/abs/1809.11096

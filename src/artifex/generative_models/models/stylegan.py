@@ -58,7 +58,7 @@ class Mapper(nnx.Module):
 
     References:
         Karras et al. 2019, section 2; Karras et al., *Training Generative Adversarial Networks with Limited
-        Data*, 2020, appendix F.1, for the label. https://arxiv.org/abs/2006.06676
+        Data*, 2020, for the label. https://arxiv.org/abs/2006.06676
     """
 
     def __init__(self, latent_dim: int, num_labels: int, num_layers: int, *, rngs: nnx.Rngs):
