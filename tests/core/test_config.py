@@ -21,7 +21,7 @@ from artifex.generative_models.core.config import (
 from artifex.generative_models.core.errors import ConfigError, UnknownModelTypeError
 from artifex.generative_models.models.vae import VAE
 
-OWN = ["autoencoder_tiny", "classifier", "denoiser", "vae"]
+OWN = ["autoencoder_tiny", "classifier", "denoiser", "realnvp", "vae"]
 CONFIG: Mapping[str, Any] = {"input_shape": [8, 8, 1], "latent_dim": 4}
 
 
