@@ -39,7 +39,6 @@ FLOW = {
     "num_labels": NUM_LABELS,
     "scaling": "logit",
     "boundary": 0.002,
-    "temperature": 0.7,
 }
 WITHOUT_LABEL = 0.1  # share of pictures whose label is hidden, so that densities without one are learned too
 AVERAGING = 0.998  # of the weights, a step
