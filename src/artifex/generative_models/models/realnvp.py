@@ -304,9 +304,10 @@ class RealNVP(nnx.Module):
                 doc="the exact log-density: nats a sample, and bits a dimension"
                 + " of 256 levels" * is_picture,
                 says=told,
+                ahead=False,
             ),
-            "encode": Endpoint(_encode, {**x, **label}, doc="the latents of samples", says=told),
-            "decode": Endpoint(_decode, {**z, **label}, doc="the samples of latents", says=told),
+            "encode": Endpoint(_encode, {**x, **label}, doc="the latents of samples", says=told, ahead=False),
+            "decode": Endpoint(_decode, {**z, **label}, doc="the samples of latents", says=told, ahead=False),
         }
 
     @property
