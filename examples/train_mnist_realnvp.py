@@ -33,18 +33,17 @@ from artifex.generative_models.models.scaling import dequantized
 NUM_LABELS = 10
 FLOW = {
     "input_shape": [28, 28, 1],
-    "level_squeezes": [4, 1],
-    "level_steps": [8, 4],
-    "level_features": [96, 96],
+    "level_squeezes": [2, 2],
+    "level_steps": [4, 8],
+    "level_features": [48, 128],
     "num_labels": NUM_LABELS,
     "scaling": "logit",
     "boundary": 0.002,
-    "temperature": 0.7,
 }
 WITHOUT_LABEL = 0.1  # share of pictures whose label is hidden, so that densities without one are learned too
 AVERAGING = 0.998  # of the weights, a step
 FEW = 512  # pictures that the scales before training come from
-STEPS = 4500
+STEPS = 5000
 LOOK = 250  # steps between two reports
 
 

@@ -223,14 +223,13 @@ def test_before_training_it_scales_nothing_but_mixes_channels(pictures: np.ndarr
 
 
 def test_its_config_makes_it_anew() -> None:
-    model = made(ARGUMENTS, scaling="linear", temperature=0.8)
+    model = made(ARGUMENTS, scaling="linear")
     again = abstract_model("realnvp", json.loads(json.dumps(model.config)))
     shapes = [jax.tree.map(jnp.shape, nnx.state(each)) for each in (again, model)]
     assert shapes[0] == shapes[1]
     assert again.config == model.config
     without = abstract_model("realnvp", {**model.config, "num_labels": 0})
     assert "label" not in without.endpoints()["generate"].fields
-    assert without.endpoints()["generate"].says.fields["temperature"].default == 0.8
 
 
 @pytest.mark.parametrize(
@@ -246,7 +245,6 @@ def test_its_config_makes_it_anew() -> None:
         ({"scaling": "log"}, "scaling: expected one of logit, linear, none"),
         ({"boundary": 0.5}, "boundary: expected a number below 0.5"),
         ({"max_log_scale": 0}, "max_log_scale: expected a number above 0"),
-        ({"temperature": -1.0}, "temperature: expected a number above 0"),
     ],
 )
 def test_a_config_that_makes_none(changed: dict[str, object], message: str) -> None:
@@ -282,7 +280,7 @@ def test_the_bundled_one_knows_digits() -> None:
     assert bits == pytest.approx(metadata["test_bits_per_dim_of_class"], abs=0.06)
     says: Any = flow.endpoints["generate"].says
     wanted = np.arange(100, dtype=np.int32) % 10
-    said = checked_fields("generate", says.fields, {"label": wanted}, 100)
+    said = checked_fields("generate", says.fields, {"label": wanted, "temperature": 0.7}, 100)
     x = np.asarray(flow("generate", says.rows(said, 100, {}), key=KEY)["x"])
     found = reader("classify", {"x": np.clip(x, 0, 1)})["label"]
     assert (found == wanted).mean() >= 0.7

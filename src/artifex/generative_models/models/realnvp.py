@@ -112,7 +112,6 @@ class RealNVP(nnx.Module):
             "none" takes any real numbers as they are.
         boundary: Share a of [0, 1] at each end that "logit" leaves out: logit(a + (1 - 2 a) u).
         max_log_scale: Bound of the log-scale of couplings.
-        temperature: That of samples where nobody says another.
         rngs: Random number generators for the weights.
 
     Raises:
@@ -130,7 +129,6 @@ class RealNVP(nnx.Module):
         scaling: str = "logit",
         boundary: float = 0.05,
         max_log_scale: float = 2.0,
-        temperature: float = 1.0,
         *,
         rngs: nnx.Rngs,
     ):
@@ -145,7 +143,7 @@ class RealNVP(nnx.Module):
         check_integers(features, *features)
         check_integers(arguments, "num_labels", minimum=0)
         check_choice(arguments, "scaling", choices=SCALINGS)
-        check_numbers(arguments, "boundary", "max_log_scale", "temperature")
+        check_numbers(arguments, "boundary", "max_log_scale")
         if boundary >= 0.5:
             raise ConfigError(f"boundary: expected a number below 0.5, got {boundary}")
 
@@ -157,7 +155,6 @@ class RealNVP(nnx.Module):
         self.scaling = scaling
         self.boundary = boundary
         self.max_log_scale = max_log_scale
-        self.temperature = temperature
         self.levels: nnx.List[nnx.List[Step]] = nnx.List()
         self.priors: nnx.List[SplitPrior | TopPrior] = nnx.List()
         shapes = _level_shapes(self.input_shape, self.level_squeezes)
@@ -186,7 +183,6 @@ class RealNVP(nnx.Module):
             "scaling": self.scaling,
             "boundary": self.boundary,
             "max_log_scale": self.max_log_scale,
-            "temperature": self.temperature,
         }
 
     @property
@@ -282,9 +278,7 @@ class RealNVP(nnx.Module):
         label = {} if told is None else told.inputs
         drawn = RowNumbers.of(
             {
-                "temperature": Field(
-                    float, self.temperature, minimum=0, doc="Standard deviation of the prior's noise."
-                ),
+                "temperature": Field(float, 1.0, minimum=0, doc="Standard deviation of the prior's noise."),
                 **labels,
                 **REJECTION_FIELDS,
             },
@@ -310,9 +304,10 @@ class RealNVP(nnx.Module):
                 doc="the exact log-density: nats a sample, and bits a dimension"
                 + " of 256 levels" * is_picture,
                 says=told,
+                ahead=False,
             ),
-            "encode": Endpoint(_encode, {**x, **label}, doc="the latents of samples", says=told),
-            "decode": Endpoint(_decode, {**z, **label}, doc="the samples of latents", says=told),
+            "encode": Endpoint(_encode, {**x, **label}, doc="the latents of samples", says=told, ahead=False),
+            "decode": Endpoint(_decode, {**z, **label}, doc="the samples of latents", says=told, ahead=False),
         }
 
     @property
