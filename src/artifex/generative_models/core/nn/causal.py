@@ -64,7 +64,9 @@ class CausalAttention(nnx.Module):
             old.at[rows, :, position].set(new.astype(old.dtype), unique_indices=True, mode="drop")
             for old, new in zip(cache, (k, v), strict=True)
         )
-        scores = jnp.einsum("bhd,bhkd->bhk", q * q.shape[-1] ** -0.5, keys, preferred_element_type=jnp.float32)
+        scores = jnp.einsum(
+            "bhd,bhkd->bhk", q * q.shape[-1] ** -0.5, keys, preferred_element_type=jnp.float32
+        )
         is_seen = jnp.arange(keys.shape[2])[None, None] <= position[:, None, None]
         likely = _likely(jnp.where(is_seen, scores, -jnp.inf))
         values_seen = jnp.einsum(
