@@ -43,7 +43,7 @@ class AsyncInferenceServer:
         self.batcher = Batcher(model, max_in_flight=max_workers)
 
     async def encode_async(self, images: ArrayLike, **given: Any) -> Float[np.ndarray, "rows latent"]:
-        """Encodes pictures [rows, H, W, C] to latents: the means of their posteriors, where they have; or codes.
+        """Encodes pictures [rows, H, W, C] to the means of their posteriors, to latents or to codes.
 
         Args:
             images: The pictures.

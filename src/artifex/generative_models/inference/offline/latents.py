@@ -7,7 +7,7 @@ from artifex.generative_models.inference.executor.executor import Executor
 
 
 def encoded_name(executor: Executor) -> str:
-    """The output of `encode` that stands for a picture: `mean`, of its posterior, or else `z`, or the only one.
+    """The output of `encode` that stands for a picture: the mean of a posterior, else `z` or the only one.
 
     Raises:
         InputError: There is no such endpoint, or no such output.
