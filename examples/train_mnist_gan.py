@@ -3,7 +3,7 @@
     python examples/train_mnist_gan.py --data DIR --output src/artifex/zoo/mnist-gan
 
 DIR holds the canonical IDX files, gzipped; `--download` fetches the missing ones. Two CPU cores need about
-20 minutes.
+10 minutes.
 
 References:
     Goodfellow et al., *Generative Adversarial Networks*, 2014, section 3: the loss of the generator that does
