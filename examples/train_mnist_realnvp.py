@@ -27,7 +27,7 @@ from mnist import LABELS, PICTURES, TEST_LABELS, TEST_PICTURES, facts, read_idx
 
 from artifex.generative_models.inference import Executor, export_model
 from artifex.generative_models.models.bijections import squeezed
-from artifex.generative_models.models.realnvp import RealNVP
+from artifex.generative_models.models.realnvp import RealNVP, Step
 from artifex.generative_models.models.scaling import dequantized
 
 NUM_LABELS = 10
@@ -47,28 +47,28 @@ STEPS = 5000
 LOOK = 250  # steps between two reports
 
 
-def normalised(x: jax.Array, seed: int) -> RealNVP:
-    """A model whose steps begin with pictures of mean 0 and deviation 1 in each channel, over those given.
+@nnx.jit
+def normalise(step: Step, x: jax.Array) -> jax.Array:
+    """Has a step begin with channels of mean 0 and deviation 1 over these; returns what it gives for them.
 
     References:
         Kingma and Dhariwal 2018, section 3.1. https://arxiv.org/abs/1807.03039
     """
+    step.norm.bias[...] = -x.mean((0, 1, 2))
+    step.norm.log_scale[...] = -jnp.log(x.std((0, 1, 2)) + 1e-3)
+    return step.forward(x, jnp.full(len(x), NUM_LABELS))[0]
 
-    @nnx.jit
-    def make(x):
-        model = RealNVP(**FLOW, rngs=nnx.Rngs(seed))
-        label = jnp.full(len(x), NUM_LABELS)
-        x, _ = model.scaler.forward(x)
-        for factor, steps in zip(model.level_squeezes, model.levels, strict=True):
-            x = squeezed(x, factor)
-            for step in steps:
-                step.norm.bias[...] = -x.mean((0, 1, 2))
-                step.norm.log_scale[...] = -jnp.log(x.std((0, 1, 2)) + 1e-3)
-                x, _ = step.forward(x, label)
-            x = x[..., : x.shape[-1] // 2]
-        return model
 
-    return make(x)
+def normalised(x: jax.Array, seed: int) -> RealNVP:
+    """A model to train, of which each step is normalised for pictures."""
+    model = RealNVP(**FLOW, rngs=nnx.Rngs(seed))
+    x, _ = model.scaler.forward(x)
+    for factor, steps in zip(model.level_squeezes, model.levels, strict=True):
+        x = squeezed(x, factor)
+        for step in steps:
+            x = normalise(step, x)
+        x = x[..., : x.shape[-1] // 2]
+    return model
 
 
 def train(
