@@ -244,7 +244,7 @@ class VAE(nnx.Module):
             "elbo": Endpoint(
                 _elbo,
                 x | label,
-                doc="lower bound of the log-probability, each pixel being 1 with the chance of its grey level",
+                doc="lower bound of the log-probability, each pixel being 1 by the chance of its grey level",
                 says=says,
                 ahead=False,
             ),
