@@ -244,8 +244,7 @@ class VAE(nnx.Module):
             "elbo": Endpoint(
                 _elbo,
                 x | label,
-                doc="a lower bound of the log-probability of pictures, each pixel 1 with the chance that its "
-                "grey level is, else 0",
+                doc="lower bound of the log-probability, each pixel being 1 by the chance of its grey level",
                 says=says,
                 ahead=False,
             ),

@@ -101,6 +101,8 @@ def map_said(
     chunks: Iterable[Mapping[str, Any]],
     given: Mapping[str, Any],
     num_rows: int | None,
+    *,
+    key: Array | None = None,
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Runs an endpoint over inputs that come a part at a time, with what is said of their rows.
 
@@ -110,6 +112,7 @@ def map_said(
         chunks: Its inputs, arrays [rows, ...].
         given: Its fields, for all rows or one a row; and its options.
         num_rows: How many rows there are; None where nobody knows, so that what is said is for all.
+        key: The job's key, for endpoints that draw random numbers.
 
     Yields:
         Arrays [rows, ...] by name, for each chunk.
@@ -125,7 +128,7 @@ def map_said(
     fields = {} if made.says is None else made.says.fields
     values = checked_fields(endpoint, fields, named, num_rows)
     if made.says is None:
-        return executor.map(endpoint, map(dict, chunks), **options)
+        return executor.map(endpoint, map(dict, chunks), key=key, **options)
     said = Said(made.says, values)
     options |= said.options
 
@@ -136,7 +139,7 @@ def map_said(
             yield {**chunk, **said.rows(start, stop)}
             start = stop
 
-    return executor.map(endpoint, filled(), **options)
+    return executor.map(endpoint, filled(), key=key, **options)
 
 
 def _known(executor: Executor, endpoint: str) -> Endpoint:
