@@ -1,5 +1,6 @@
 import asyncio
 import json
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import nnx
 from served import error_of, live
 from shared import TIMEOUT, TOLERANCE, randomised
 
+import artifex
 from artifex.generative_models.core.config import abstract_model
 from artifex.generative_models.core.errors import ConfigError, InputError, InputTypeError
 from artifex.generative_models.inference import (
@@ -19,6 +21,7 @@ from artifex.generative_models.inference import (
     batch_encode_images,
     encode_images_jit,
     generate_samples_jit,
+    load_exported_model,
 )
 from artifex.generative_models.models.vqvae import VQVAE, nearest_codes
 from artifex.serving import create_app
@@ -326,3 +329,33 @@ def test_without_classes_there_is_no_label() -> None:
 def test_a_config_that_makes_none(changed: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         abstract_model("vqvae", {**ARGUMENTS, **changed})
+
+
+@pytest.fixture(scope="module")
+def bundled() -> InferencePipeline:
+    return artifex.load("mnist-vqvae", batch_size=50)
+
+
+def test_the_bundled_one_keeps_digits(bundled: InferencePipeline, pictures: np.ndarray) -> None:
+    """What it makes of codes it knows again, and better each time: most codes are there to stay."""
+    shown = []
+    codes = [np.asarray(bundled.encode(pictures))]
+    assert len(np.unique(codes[0])) > 0.9 * bundled.config["num_codes"]
+    for _ in range(4):
+        shown.append(np.asarray(bundled.decode(codes[-1]), np.float32) / 255)
+        codes.append(np.asarray(bundled.encode(shown[-1])))
+    psnr = -10 * np.log10(np.mean((shown[0] - pictures) ** 2, (1, 2, 3)))
+    assert psnr.mean() > 24
+    assert abs(psnr.mean() - load_exported_model("mnist-vqvae")[2]["test_psnr"]) < 0.5
+    kept = [float((after == before).mean()) for before, after in pairwise(codes)]
+    assert kept == sorted(kept)
+    assert kept[0] > 0.7
+    assert kept[-1] > 0.9
+
+
+def test_the_bundled_one_draws_the_digit_that_it_is_told(bundled: InferencePipeline) -> None:
+    labels = np.arange(100) % 10
+    x = bundled.generate(100, rngs=0, label=labels)
+    assert len(np.unique(x, axis=0)) == 100
+    found = artifex.load("mnist-classifier", batch_size=50).call("classify", x=x)["label"]
+    assert (found == labels).mean() > 0.8
