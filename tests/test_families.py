@@ -26,7 +26,7 @@ def models() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def pipelines(models: Mapping[str, Any]) -> dict[str, InferencePipeline]:
-    return {name: picture_pipeline(model, batch_size=4) for name, model in models.items()}
+    return {name: picture_pipeline(model, batch_size=2) for name, model in models.items()}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def near(found: np.ndarray, wanted: np.ndarray) -> None:
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", sorted(FAMILIES.keys() - {"denoiser"})
+)  # whose endpoints have tests of their own
 def test_every_endpoint_keeps_the_laws(family: str, models: Mapping[str, Any]) -> None:
     found = check(models[family])
     assert found.holds, str(found)
@@ -85,13 +87,14 @@ def test_streams(family: str, models: Mapping[str, Any], pipelines: Mapping[str,
     np.testing.assert_allclose(found, wanted, **TOLERANCE)
 
 
-def test_the_server_has_all_of_them(
-    pipelines: Mapping[str, InferencePipeline], drawn: Mapping[str, np.ndarray]
+@pytest.mark.parametrize("family", ["autoregressive", "realnvp", "vae"])  # of each kind one
+def test_servers(
+    family: str, pipelines: Mapping[str, InferencePipeline], drawn: Mapping[str, np.ndarray]
 ) -> None:
-    with live(create_app(dict(pipelines))) as server:
-        for family, wanted in drawn.items():
-            body = {"num_samples": ROWS, "seed": 7, "label": LABELS.tolist()}
-            answer = server.client.post(f"/v2/models/{family}/generate", json=body)
-            assert answer.status_code == 200, answer.text
-            found = pipelines[family].postprocess_fn(np.array(answer.json()["x"], np.float32))
-            near(np.asarray(found), wanted)
+    with live(create_app({family: pipelines[family]})) as server:
+        body = {"num_samples": ROWS, "seed": 7, "label": LABELS.tolist()}
+        answer = server.client.post(f"/v2/models/{family}/generate", json=body)
+        assert answer.status_code == 200, answer.text
+    near(
+        np.asarray(pipelines[family].postprocess_fn(np.array(answer.json()["x"], np.float32))), drawn[family]
+    )

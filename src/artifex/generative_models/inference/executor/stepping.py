@@ -208,9 +208,10 @@ class Parts:
 
     def empty(self) -> jax.stages.Lowered:
         """State and rows of zeros, to put rows into."""
+        held = self.held  # which places weights that the loop does not read, and so is no part of a trace
 
         def empty() -> Any:
-            return jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), self.held)
+            return jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), held)
 
         return jax.jit(empty, out_shardings=self.rows).lower()
 
