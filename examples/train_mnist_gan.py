@@ -11,7 +11,7 @@ References:
     Mescheder et al., *Which Training Methods for GANs do actually Converge?*, 2018, equation 9: R1.
     https://arxiv.org/abs/1801.04406
     Miyato and Koyama, *cGANs with Projection Discriminator*, 2018. https://arxiv.org/abs/1802.05637
-    Karras et al., *Analyzing and Improving the Image Quality of StyleGAN*, 2020, section 3.1, R1 now and then.
+    Karras et al., *Analyzing and Improving the Image Quality of StyleGAN*, 2020, section 3.1: R1 seldom.
     https://arxiv.org/abs/1912.04958
 """
 

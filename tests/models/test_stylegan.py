@@ -278,7 +278,7 @@ def test_a_config_that_makes_none(changed: dict[str, object], message: str) -> N
 
 
 def test_the_bundled_one_draws_the_digits_that_it_is_told() -> None:
-    """As `mnist-classifier` sees them: it misses 2.4 % of 2,000: of these 5, and six standard errors are 13."""
+    """As the classifier sees them: of 2,000 it misses 2.4 %, which leaves 5, and six standard errors 18."""
     labels = np.arange(200) % 10
     x = artifex.load("mnist-gan").generate(200, rngs=0, label=labels)
     assert (artifex.load("mnist-classifier").call("classify", x=x)["label"] != labels).sum() <= 18
