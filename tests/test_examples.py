@@ -212,7 +212,9 @@ def test_the_energy_of_a_gaussian_is_learned_already(example: Callable[[str], Mo
     x = np.float32(arguments["mean"]) + np.float32(arguments["std"]) * normal
     label, key = np.zeros(256, np.int32), jax.random.key(1)
     loss_of = jax.jit(lambda x: script.denoising_loss(model, x, label, key))
-    assert loss_of(x) == pytest.approx(1, abs=5 * np.sqrt(2 / normal.size))  # standard errors of a mean of squares
+    assert loss_of(x) == pytest.approx(
+        1, abs=5 * np.sqrt(2 / normal.size)
+    )  # standard errors of a mean of squares
     assert loss_of(x + np.float32(0.3)) > 1.05
 
 
