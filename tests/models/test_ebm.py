@@ -151,6 +151,18 @@ def test_rows_are_independent(executor: Executor, x: np.ndarray) -> None:
         np.testing.assert_allclose(alone[0], samples[i], **TOLERANCE)
 
 
+def test_guidance_weighs_the_class(model: EBM, x: np.ndarray) -> None:
+    """What NumPy's energies give, with and without the class; at 0 the class does not count."""
+    loop, given = model.endpoints()["generate"].fn, weights(model)
+    told, any_class = (numpy_energy(given, x, SIGMA, each) for each in (LABEL, np.full(4, 3)))
+    scale = np.array([0.0, 1.0, 2.5, 2.5])
+    inputs = {"label": LABEL.astype(np.int32), "guidance_scale": scale.astype(np.float32)}
+    found = loop.fn(model, x.astype(np.float32), SIGMA.astype(np.float32), inputs)
+    np.testing.assert_allclose(found, any_class + scale * (told - any_class), rtol=1e-4)
+    assert found[0] == pytest.approx(any_class[0], rel=1e-4)
+    assert not np.allclose(told[:2], any_class[:2], rtol=1e-3)
+
+
 def test_looks_at_samples_are_without_noise_and_change_nothing(executor: Executor) -> None:
     inputs, _ = rows_of(executor, "generate", {"x": np.empty(4)}, label=1)
     del inputs["x"]
@@ -186,6 +198,7 @@ def test_its_config_makes_it_anew(model: EBM) -> None:
         ({"std": 0}, "std: expected a number above 0"),
         ({"sigma_min": 0.0}, "sigma_min: expected a number above 0"),
         ({"sigma_max": 0.1}, "sigma_walk: expected a number from sigma_min, 0.02, to sigma_max, 0.1"),
+        ({"guidance_scale": 0}, "guidance_scale: expected a number above 0"),
         ({"num_steps": 1001}, "num_steps: expected an integer from 1 to 1000"),
     ],
 )
@@ -202,6 +215,7 @@ def test_a_config_that_makes_none(changed: dict[str, object], message: str) -> N
         ("denoise", {"sigma": 11}, "denoise: sigma: expected from 0.02 to 10, got 11"),
         ("denoise", {"label": -1}, "denoise: label: expected from 0 to 2, got -1"),
         ("generate", {"label": 3}, "generate: label: expected from 0 to 2, got 3"),
+        ("generate", {"guidance_scale": -1}, "generate: guidance_scale: expected from 0, got -1"),
         ("generate", {"num_steps": 0}, "generate: num_steps: expected from 1 to 1000, got 0"),
     ],
 )
@@ -225,11 +239,11 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_bundled_one_draws_digits(bundled: InferencePipeline) -> None:
-    """Of 40 samples; its accuracy, measured on 1,000, leaves 3, and four standard errors 10."""
-    labels = np.arange(40) % 10
-    x = bundled.generate(40, rngs=0, label=labels)
+    """Of 20 samples; that of 100 it misses 3 leaves 1, and four standard errors 4."""
+    labels = np.arange(20) % 10
+    x = bundled.generate(20, rngs=0, label=labels)
     found = artifex.load("mnist-classifier").call("classify", x=x)["label"]
-    assert (found != labels).sum() <= 10
+    assert (found != labels).sum() <= 4
 
 
 def test_the_bundled_one_knows_digits(

@@ -33,7 +33,7 @@ from artifex.generative_models.core.sampling.langevin import (
     energy_and_gradient,
 )
 from artifex.generative_models.core.sampling.linear import wide
-from artifex.generative_models.core.sampling.walking import MAX_STEPS, Walking
+from artifex.generative_models.core.sampling.walking import GUIDANCE_INPUT, MAX_STEPS, Walking
 from artifex.generative_models.core.specs import TensorSpec
 from artifex.generative_models.models.arguments import check_integers, check_numbers, items
 
@@ -95,6 +95,8 @@ class EBM(nnx.Module):
         sigma_max: The highest.
         sigma_walk: The noise level of chains that stay at one, if nobody says otherwise.
         num_steps: Steps of a chain, if nobody says otherwise.
+        guidance_scale: How far samples are pushed towards their class, if nobody says otherwise; 1 is not at
+            all.
         rngs: Random number generators for the weights.
 
     Raises:
@@ -119,6 +121,7 @@ class EBM(nnx.Module):
         sigma_max: float = 10.0,
         sigma_walk: float = 0.5,
         num_steps: int = 100,
+        guidance_scale: float = 1.0,
         *,
         rngs: nnx.Rngs,
     ):
@@ -136,7 +139,7 @@ class EBM(nnx.Module):
         check_integers(arguments, "num_steps", maximum=MAX_STEPS)
         if type(mean) not in (int, float) or not np.isfinite(mean):
             raise ConfigError(f"mean: expected a finite number, got {mean!r}")
-        check_numbers(arguments, "std", "sigma_min", "sigma_max", "sigma_walk")
+        check_numbers(arguments, "std", "sigma_min", "sigma_max", "sigma_walk", "guidance_scale")
         if not sigma_min <= sigma_walk <= sigma_max:
             raise ConfigError(
                 f"sigma_walk: expected a number from sigma_min, {sigma_min:g}, to sigma_max, {sigma_max:g}; "
@@ -210,9 +213,22 @@ class EBM(nnx.Module):
         config = self.config
         num_labels, least, most = (config[name] for name in ("num_labels", "sigma_min", "sigma_max"))
         shape = tuple(config["input_shape"])
-        label = {"label": TensorSpec((), np.int32, doc="the class")} if num_labels else {}
-        walking = Walking(least, most, config["sigma_walk"], config["num_steps"], num_labels=num_labels)
-        loop = LangevinLoop(_energy, shape, float(config["mean"]), float(config["std"]), denoises=True)
+        label = {"label": TensorSpec((), np.int32, doc="the class"), **GUIDANCE_INPUT} if num_labels else {}
+        walking = Walking(
+            least,
+            most,
+            config["sigma_walk"],
+            config["num_steps"],
+            num_labels=num_labels,
+            guidance_scale=config["guidance_scale"],
+        )
+        loop = LangevinLoop(
+            _guided_energy if num_labels else _energy,
+            shape,
+            float(config["mean"]),
+            float(config["std"]),
+            denoises=True,
+        )
 
         def told(default: float) -> RowNumbers:
             doc = "Standard deviation of the noise in x."
@@ -244,6 +260,26 @@ def _energy(
     model: EBM, x: Float[Array, "rows h w c"], sigma: Float[Array, " rows"], inputs: Mapping[str, Array]
 ) -> Float[Array, " rows"]:
     return model.energy(x, sigma, inputs.get("label"))
+
+
+def _guided_energy(
+    model: EBM, x: Float[Array, "rows h w c"], sigma: Float[Array, " rows"], inputs: Mapping[str, Array]
+) -> Float[Array, " rows"]:
+    r"""An energy of which the class has another weight, both parts in one evaluation.
+
+    $$E_w(x, y) = E(x) + w (E(x, y) - E(x)),$$
+    the density $p(x) p(y | x)^w$ but for a constant. It is an energy too, so adjusted chains are exact.
+
+    References:
+        Du, Li and Mordatch, *Compositional Visual Generation with Energy Based Models*, 2020, section 3.
+        https://arxiv.org/abs/2004.06030
+        Ho and Salimans, *Classifier-Free Diffusion Guidance*, 2022. https://arxiv.org/abs/2207.12598
+    """
+    label = inputs["label"]
+    labels = jnp.concatenate([label, jnp.full_like(label, model.config["num_labels"])])
+    energies = model.energy(jnp.concatenate([x, x]), jnp.concatenate([sigma, sigma]), labels)
+    told, any_class = jnp.split(energies, 2)
+    return any_class + inputs["guidance_scale"] * (told - any_class)
 
 
 def _evaluate(model: EBM, keys: Key[Array, " rows"], inputs: dict[str, Array]) -> dict[str, Array]:

@@ -11,10 +11,17 @@ import numpy as np
 from artifex.generative_models.core.fields import Field
 from artifex.generative_models.core.sampling.labels import label_fields, label_inputs, label_rows
 from artifex.generative_models.core.sampling.langevin import ANNEALED, LANGEVIN_INPUTS, METHODS
+from artifex.generative_models.core.specs import TensorSpec
 
 MAX_STEPS = 1000
 # Where nobody says any. At 0.2 `mala` takes three of four proposals of 784 independent Gaussians.
 _STEP_SIZES = {"ula": 0.3, "mala": 0.2, "annealed": 1.0}
+
+
+# What energies that know classes take beside the label.
+GUIDANCE_INPUT = {
+    "guidance_scale": TensorSpec((), np.float32, doc="how far to push towards the class; 1 is not at all")
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Walking:
         num_steps: Steps where nobody says how many.
         method: The method where nobody says which.
         num_labels: Classes that samples may have; 0 where the model knows none.
+        guidance_scale: Guidance where nobody says how much.
     """
 
     sigma_min: float
@@ -36,10 +44,19 @@ class Walking:
     num_steps: int = 100
     method: str = "annealed"
     num_labels: int = 0
+    guidance_scale: float = 1.0
 
     @property
     def fields(self) -> Mapping[str, Field]:
         """What may be said."""
+        guidance = {
+            "guidance_scale": Field(
+                float,
+                self.guidance_scale,
+                minimum=0,
+                doc="How far to push towards the class; 1 is not at all.",
+            )
+        }
         sizes = ", ".join(f"{size:g} for {method}" for method, size in _STEP_SIZES.items())
         return {
             "num_steps": Field(int, self.num_steps, minimum=1, maximum=MAX_STEPS, doc="Steps of the chain."),
@@ -61,12 +78,17 @@ class Walking:
                 f"and {self.sigma_min:g} for annealed.",
             ),
             **label_fields(self.num_labels, knows_none=True),
+            **(guidance if self.num_labels else {}),
         }
 
     @property
     def provides(self) -> tuple[str, ...]:
-        """What the loop reads, and the label."""
-        return (*LANGEVIN_INPUTS, *label_inputs(self.num_labels))
+        """What the loop reads, the label, and its guidance."""
+        return (*self._specs, *label_inputs(self.num_labels))
+
+    @property
+    def _specs(self) -> Mapping[str, TensorSpec]:
+        return LANGEVIN_INPUTS | (GUIDANCE_INPUT if self.num_labels else {})
 
     def options(self, said: Mapping[str, Any]) -> dict[str, Hashable]:
         """None."""
@@ -86,8 +108,9 @@ class Walking:
             "method": method,
             "sigma_start": np.where(method == ANNEALED, self.sigma_max, sigma),
             "sigma_end": sigma,
+            "guidance_scale": said.get("guidance_scale"),
         }
         return {
             name: np.ascontiguousarray(np.broadcast_to(found[name], (num_rows,)).astype(spec.dtype))
-            for name, spec in LANGEVIN_INPUTS.items()
+            for name, spec in self._specs.items()
         } | label_rows(said, self.num_labels, num_rows)
