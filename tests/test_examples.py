@@ -387,7 +387,12 @@ def test_training_the_vqvae(
 def test_what_ships_of_the_vqvae_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
     script = example("train_mnist_vqvae")
     directory = Path(str(resources.files("artifex") / "zoo" / "mnist-vqvae"))
-    assert json.loads((directory / "config.json").read_text()) == script.ARGUMENTS
+    config, metadata = (
+        json.loads((directory / f"{name}.json").read_text()) for name in ("config", "metadata")
+    )
+    assert config == script.ARGUMENTS
+    steps = metadata["training_steps"], metadata["prior_training_steps"]
+    assert steps == (script.STEPS, script.PRIOR_STEPS)
 
 
 def test_the_gradient_of_the_decoder_goes_straight_to_the_encoder(

@@ -119,8 +119,9 @@ class VQVAE(nnx.Module):
 
     $$p(c) = \prod_i p(c_i \mid c_1, \dots, c_{i-1})$$
 
-    The model computes in the dtype of its weights, and compares with the codebook in float32. It stores no
-    random number generators.
+    The model computes in the dtype of its weights, and compares with the codebook in float32: of two codes
+    that rounding alone tells apart, another batch size may pick the other. It stores no random number
+    generators.
 
     Args:
         input_shape: (height, width, channels) of a picture; any sizes.
