@@ -143,7 +143,7 @@ def test_every_example_works(schema: OpenApiSchema, document: dict[str, Any]):
             )
             assert check(case) == 200
             num_examples += 1
-    assert num_examples == 3 * 7  # generate, and infer with and without a version
+    assert num_examples == 3 * 8  # generate, and infer with and without a version
 
 
 def test_answers_are_as_documented(schema: OpenApiSchema):
