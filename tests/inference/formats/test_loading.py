@@ -260,7 +260,8 @@ def test_nothing_is_imported_because_a_file_says_so(copy: Path, model_type: str)
     spoil(copy / "metadata.json", model_type=model_type)
     before = set(sys.modules)
     with pytest.raises(
-        UnknownModelTypeError, match="installed are autoencoder_tiny, classifier, denoiser, realnvp, vae"
+        UnknownModelTypeError,
+        match="installed are autoencoder_tiny, .*, vqvae",
     ):
         load_exported_model(copy)
     assert set(sys.modules) == before
