@@ -14,7 +14,7 @@ from artifex.generative_models.core.nn.norms import LayerNorm
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
-    # Of each layer the keys and the values of all positions, [batch, heads, positions, d].
+    # Of each layer the keys and the values of all positions, [batch, heads, d, positions].
     Cache = tuple[tuple[Array, Array], ...]
 
 _STD = 0.02  # of weights at the start
@@ -52,28 +52,57 @@ class CausalAttention(nnx.Module):
         ends = range(together, tokens + together, together)
         parts = [_attended(q[:, :, i - together : i], k[:, :, :i], v[:, :, :i], i - together) for i in ends]
         attended = jnp.concatenate(parts, 2).transpose(0, 2, 1, 3).reshape(batch, tokens, features)
-        return self.to_out(attended), (k, v)
+        return self.to_out(attended), (k.swapaxes(2, 3), v.swapaxes(2, 3))
 
     def step(
         self, x: Float[Array, "batch features"], position: Int[Array, " batch"], cache: tuple[Array, Array]
     ) -> tuple[Float[Array, "batch features"], tuple[Array, Array]]:
         """What the token at a position learns, and the cache with its key and value."""
         q, k, v = (part.reshape(len(x), self.heads, -1) for part in jnp.split(self.to_qkv(x), 3, -1))
-        rows = jnp.arange(len(x))
-        keys, values = (
-            old.at[rows, :, position].set(new.astype(old.dtype), unique_indices=True, mode="drop")
-            for old, new in zip(cache, (k, v), strict=True)
-        )
-        scores = jnp.einsum(
-            "bhd,bhkd->bhk", q * q.shape[-1] ** -0.5, keys, preferred_element_type=jnp.float32
-        )
-        is_seen = jnp.arange(keys.shape[2])[None, None] <= position[:, None, None]
+        keys, values = cache = written(cache, (k, v), position)
+        q = q * q.shape[-1] ** -0.5
+        scores = jnp.einsum("bhd,bhdk->bhk", q, keys, preferred_element_type=jnp.float32)
+        is_seen = jnp.arange(keys.shape[3])[None, None] <= position[:, None, None]
         likely = _likely(jnp.where(is_seen, scores, -jnp.inf))
-        values_seen = jnp.einsum(
-            "bhk,bhkd->bhd", likely.astype(values.dtype), values, preferred_element_type=jnp.float32
+        found = jnp.einsum(
+            "bhk,bhdk->bhd", likely.astype(values.dtype), values, preferred_element_type=jnp.float32
         )
-        values_seen = (values_seen / likely.sum(-1, keepdims=True)).astype(x.dtype)
-        return self.to_out(values_seen.reshape(x.shape)), (keys, values)
+        found = (found / likely.sum(-1, keepdims=True)).astype(x.dtype)
+        return self.to_out(found.reshape(x.shape)), cache
+
+
+def written(
+    cache: tuple[Array, ...], new: tuple[Array, ...], position: Int[Array, " batch"]
+) -> tuple[Array, ...]:
+    """Arrays [batch, ..., positions] with others [batch, ...] at each row's position, in the place of the old.
+
+    XLA's CPU backend copies all of an array that it scatters into, or that it updates within a fusion. There
+    rows are put in one after the other, out of what no fusion may take.
+    """
+
+    def by_row(cache: tuple[Array, ...], new: tuple[Array, ...], position: Array) -> tuple[Array, ...]:
+        def put(row: Array, cache: tuple[Array, ...]) -> tuple[Array, ...]:
+            return tuple(
+                jax.lax.dynamic_update_slice(old, one, (row, *[0] * (old.ndim - 2), position[row]))
+                for old, one in zip(cache, _row_of(new, row), strict=True)
+            )
+
+        return jax.lax.fori_loop(0, len(position), put, cache)
+
+    def scattered(cache: tuple[Array, ...], new: tuple[Array, ...], position: Array) -> tuple[Array, ...]:
+        rows = jnp.arange(len(position))
+        return tuple(
+            old.at[rows, ..., position].set(one, unique_indices=True, mode="drop")
+            for old, one in zip(cache, new, strict=True)
+        )
+
+    return jax.lax.platform_dependent(cache, new, position, cpu=by_row, default=scattered)
+
+
+def _row_of(arrays: tuple[Array, ...], row: Array) -> tuple[Array, ...]:
+    """One row of each, [1, ..., 1]."""
+    rows = tuple(jax.lax.dynamic_slice_in_dim(array, row, 1)[..., None] for array in arrays)
+    return jax.lax.optimization_barrier(rows)
 
 
 def _likely(scores: Float[Array, "*shape keys"]) -> Float[Array, "*shape keys"]:
@@ -192,14 +221,14 @@ class CausalTransformer(nnx.Module):
         self, tokens: Int[Array, "batch tokens"], size: int, start: Int[Array, " batch"] | None = None
     ) -> Cache:
         """A cache of a size with the keys and the values of a start, if any, and tokens."""
-        _, written = self._whole(tokens, start)
+        _, found = self._whole(tokens, start)
         empty = self.empty_cache(len(tokens), size)
-        return jax.tree.map(lambda all_, some: all_.at[:, :, : some.shape[2]].set(some), empty, written)
+        return jax.tree.map(lambda all_, some: all_.at[..., : some.shape[-1]].set(some), empty, found)
 
     def empty_cache(self, batch: int, size: int) -> Cache:
         """A cache for so many tokens, a start included, in which nothing has been written."""
         heads, kernel = self.blocks[0].attention.heads, self.blocks[0].attention.to_qkv.kernel[...]
-        zeros = jnp.zeros((batch, heads, size, kernel.shape[0] // heads), kernel.dtype)
+        zeros = jnp.zeros((batch, heads, kernel.shape[0] // heads, size), kernel.dtype)
         return tuple((zeros, zeros) for _ in self.blocks)
 
     def step(
@@ -217,34 +246,39 @@ class CausalTransformer(nnx.Module):
             cache: With what came before that token.
             start: Which start, where there are starts.
         """
-        x = self.symbols.embedding[...].at[token].get(mode="fill", fill_value=jnp.nan)
+        x = _vectors(self.symbols, token)
         if start is None:
             position = index - 1
         else:
             assert self.starts is not None
             position = index
-            x = jnp.where((index == 0)[:, None], self.starts(start), x)
-        x = x + self.positions(position)
-        written = []
+            x = jnp.where((index == 0)[:, None], _vectors(self.starts, start), x)
+        x = x + _vectors(self.positions, position)
+        parts = []
         for block, part in zip(self.blocks, cache, strict=True):
             x, part = block.step(x, position, part)
-            written.append(part)
-        return self._logits(x), tuple(written)
+            parts.append(part)
+        return self._logits(x), tuple(parts)
 
     def _whole(
         self, tokens: Array, start: Array | None
     ) -> tuple[Float[Array, "batch tokens features"], Cache]:
-        x = self.symbols.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
+        x = _vectors(self.symbols, tokens)
         if start is not None:
             assert self.starts is not None
-            x = jnp.concatenate([self.starts(start)[:, None], x], 1)
+            x = jnp.concatenate([_vectors(self.starts, start)[:, None], x], 1)
         x = x + self.positions.embedding[...][None, : x.shape[1]]
-        written = []
+        parts = []
         for block in self.blocks:
             x, part = block(x)
-            written.append(part)
-        return x, tuple(written)
+            parts.append(part)
+        return x, tuple(parts)
 
     def _logits(self, x: Float[Array, "*rows features"]) -> Float[Array, "*rows vocab"]:
         x = self.norm(x)
-        return (self.symbols.attend(x) if self.head is None else self.head(x)).astype(jnp.float32)
+        return (x @ self.symbols.embedding[...].T if self.head is None else self.head(x)).astype(jnp.float32)
+
+
+def _vectors(embedding: nnx.Embed, which: Int[Array, "*shape"]) -> Float[Array, "*shape features"]:
+    """Of each number its vector, in the dtype of the weights; NaN of one that there is not."""
+    return embedding.embedding[...].at[which].get(mode="fill", fill_value=jnp.nan)

@@ -52,15 +52,36 @@ def chosen_tokens(
     seen: Bool[Array, "rows vocab"],
     inputs: Mapping[str, Any],
 ) -> Int[Array, " rows"]:
-    r"""A symbol for each row, drawn from $\mathrm{softmax}(l / T)$ or of what the filters leave of it.
+    r"""A symbol for each row, drawn from the softmax of `processed` scores $s$; the likeliest where it is greedy.
 
-    In order: the penalty, the temperature, `top_k`, `top_p`, `min_p`. The likeliest of $l / T + g$ is taken,
-    with Gumbel noise $g = -\log(-\log u)$ from each row's key and step (Gumbel 1954), so a row without
-    filters gets the same symbol beside one with them.
+    It is the symbol of the largest $s + g$, with Gumbel noise $g = -\log(-\log u)$ from each row's key and step
+    (Gumbel 1954), so a row without filters gets the same symbol beside one with them.
 
     Args:
         keys: One a row.
         step: Folded into the key.
+        logits: Unnormalised log-probabilities.
+        seen: Symbols that the penalty is for.
+        inputs: Numbers [rows] by the names of `CHOOSING_FIELDS`.
+    """
+    is_greedy = _is_greedy(inputs)
+    scores = processed(logits, seen, inputs)
+    noise = jax.lax.cond(
+        jnp.all(is_greedy), lambda: jnp.zeros_like(scores), lambda: _gumbel(keys, step, scores.shape[1])
+    )
+    noise = jnp.where(is_greedy[:, None], jnp.float32(0), noise)
+    return jnp.argmax(scores + noise, -1).astype(jnp.int32)
+
+
+def processed(
+    logits: Float[Array, "rows vocab"], seen: Bool[Array, "rows vocab"], inputs: Mapping[str, Any]
+) -> Float[Array, "rows vocab"]:
+    """Log-probabilities up to a constant of what each row may draw; of what it may not, minus infinity.
+
+    In order: the penalty, the temperature, `top_k`, `top_p`, `min_p`. Where no row has filters, nothing is
+    sorted.
+
+    Args:
         logits: Unnormalised log-probabilities.
         seen: Symbols that the penalty is for.
         inputs: Numbers [rows] by the names of `CHOOSING_FIELDS`.
@@ -77,23 +98,21 @@ def chosen_tokens(
     """
     penalty = inputs["repetition_penalty"][:, None]
     punished = jnp.where(logits > 0, logits / penalty, logits * penalty)
-    logits = jnp.where(seen & (penalty != 1), punished, logits)
-    is_greedy = inputs["greedy"] | (inputs["temperature"] == 0)
+    is_greedy = _is_greedy(inputs)
     temperature = jnp.where(is_greedy, jnp.float32(1), inputs["temperature"])
-    scores = logits / temperature[:, None]
-    noise = jax.lax.cond(
-        jnp.all(is_greedy), lambda: jnp.zeros_like(scores), lambda: _gumbel(keys, step, scores.shape[1])
-    )
-    noise = jnp.where(is_greedy[:, None], jnp.float32(0), noise)
-    filters = (inputs["top_k"], inputs["top_p"], inputs["min_p"])
+    scores = jnp.where(seen, punished, logits) / temperature[:, None]
+    filters = inputs["top_k"], inputs["top_p"], inputs["min_p"]
     is_filtered = (filters[0] < scores.shape[1]) | (filters[1] < 1) | (filters[2] > 0)
-    kept = jax.lax.cond(
-        jnp.any(is_filtered & ~is_greedy), left_by_filters, lambda scores, *_: scores, scores, *filters
+    return jax.lax.cond(
+        jnp.any(is_filtered & ~is_greedy), _filtered, lambda scores, *_: scores, scores, *filters
     )
-    return jnp.argmax(kept + noise, -1).astype(jnp.int32)
 
 
-def left_by_filters(
+def _is_greedy(inputs: Mapping[str, Any]) -> Bool[Array, " rows"]:
+    return inputs["greedy"] | (inputs["temperature"] == 0)
+
+
+def _filtered(
     scores: Float[Array, "rows vocab"],
     top_k: Int[Array, " rows"],
     top_p: Float[Array, " rows"],
