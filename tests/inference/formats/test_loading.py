@@ -259,10 +259,7 @@ def test_nothing_is_imported_because_a_file_says_so(copy: Path, model_type: str)
     load_exported_model(copy)
     spoil(copy / "metadata.json", model_type=model_type)
     before = set(sys.modules)
-    with pytest.raises(
-        UnknownModelTypeError,
-        match="installed are autoencoder_tiny, .*, vqvae",
-    ):
+    with pytest.raises(UnknownModelTypeError, match=r"installed are autoencoder_tiny, .*vae"):
         load_exported_model(copy)
     assert set(sys.modules) == before
 
