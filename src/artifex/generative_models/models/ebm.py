@@ -25,7 +25,7 @@ from flax import nnx
 from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import ConfigError
 from artifex.generative_models.core.fields import Field, RowNumbers
-from artifex.generative_models.core.nn import Conv3x3, FourierFeatures, LabelEmbedding, TimeEmbedding
+from artifex.generative_models.core.nn import FourierFeatures, LabelEmbedding, TimeEmbedding
 from artifex.generative_models.core.sampling.labels import label_fields
 from artifex.generative_models.core.sampling.langevin import (
     LANGEVIN_INPUTS,
@@ -47,6 +47,27 @@ _WAVE_STD = 0.25
 _READOUT_STD = 0.1  # of weights at first, so that the gradient of the energy is of the size of noise
 
 
+class ProductConv(nnx.Module):
+    """A 3×3 convolution with one zero on each side, as one matrix product of all neighbourhoods.
+
+    Chains take the gradient of it in a loop, where XLA's own convolutions take almost three times as long
+    on a CPU.
+    """
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        draw = nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(draw(rngs.params(), (3, 3, features, features), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
+        """A picture of as many pixels and features."""
+        _, height, width, features = x.shape
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        near = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        found = jnp.concatenate(near, axis=-1) @ self.kernel[...].reshape(-1, features)
+        return found + self.bias[...].reshape(1, 1, 1, -1)
+
+
 class Level(nnx.Module):
     """One resolution of the network: half of the pixels of the one before, then convolutions beside it.
 
@@ -56,7 +77,7 @@ class Level(nnx.Module):
 
     def __init__(self, in_features: int, features: int, embed_dim: int, num_convs: int, *, rngs: nnx.Rngs):
         self.patches = nnx.Linear(4 * in_features, features, rngs=rngs)
-        self.convs = nnx.List(Conv3x3(features, features, rngs=rngs) for _ in range(num_convs))
+        self.convs = nnx.List(ProductConv(features, rngs=rngs) for _ in range(num_convs))
         self.films = nnx.List(nnx.Linear(embed_dim, 2 * features, rngs=rngs) for _ in range(num_convs + 1))
 
     def __call__(
