@@ -64,10 +64,6 @@ def vqvae(model: Any, key: Any, label: Any, given: Mapping[str, Any]) -> Any:
     return model.decode(tokens(model.prior, key, label).reshape(-1, *model.grid))
 
 
-def autoregressive(model: Any, key: Any, label: Any, given: Mapping[str, Any]) -> Any:
-    return model.pictures(tokens(model.network, key, label))
-
-
 def energy(model: Any, key: Any, label: Any, given: Mapping[str, Any]) -> Any:
     """A scan of annealed Langevin steps, and the noise that is left removed."""
     steps = int(given["num_steps"][0])
@@ -95,7 +91,6 @@ BY_HAND: dict[str, Draw] = {
     "mnist-gan": gan,
     "mnist-realnvp": realnvp,
     "mnist-vqvae": vqvae,
-    "mnist-autoregressive": autoregressive,
     "mnist-energy": energy,
 }
 

@@ -111,7 +111,6 @@ def test_weights_go_to_the_default_device(exported: Path) -> None:
 
 def test_a_bundled_model() -> None:
     assert bundled_models() == [
-        "mnist-autoregressive",
         "mnist-classifier",
         "mnist-diffusion",
         "mnist-energy",
