@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from flax import nnx
 
+from artifex.generative_models.core.between import spherical
 from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.nn import SubpixelConv
-from artifex.generative_models.core.sampling.interpolating import spherical
 from artifex.generative_models.models.gan import (
     WEIGHT,
     check_generator,
