@@ -2,8 +2,8 @@
 
     python examples/train_mnist_realnvp.py --data DIR --output src/artifex/zoo/mnist-realnvp
 
-DIR holds the canonical IDX files, gzipped; `--download` fetches the missing ones. Two cores need about 20
-minutes.
+DIR holds the canonical IDX files, gzipped; `--download` fetches the missing ones. It takes 29 minutes of
+processor time, which two cores share.
 """
 
 from __future__ import annotations
