@@ -11,11 +11,11 @@ import pytest
 from flax import nnx
 from shared import TOLERANCE, randomised
 
-import artifex
 from artifex.generative_models.core.config import abstract_model
 from artifex.generative_models.core.errors import ConfigError, InputError
 from artifex.generative_models.core.fields import checked_fields
 from artifex.generative_models.inference import Executor, load_exported_model
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.realnvp import SCALINGS, RealNVP
 
 ARGUMENTS: dict[str, Any] = {
@@ -271,7 +271,7 @@ def test_the_bundled_one_knows_digits() -> None:
     with np.load(str(resources.files("artifex") / "zoo" / "mnist_digits.npz")) as archive:
         images, labels = archive["images"], archive["labels"].astype(np.int32)
     names = ("realnvp", "classifier")
-    flow, reader = (artifex.load(f"mnist-{name}", batch_size=100).executor for name in names)
+    flow, reader = (load_pipeline(f"mnist-{name}", batch_size=100).executor for name in names)
     says: Any = flow.endpoints["generate"].says
     wanted = np.arange(100, dtype=np.int32) % 10
     said = checked_fields("generate", says.fields, {"label": wanted, "temperature": 0.7}, 100)

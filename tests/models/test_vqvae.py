@@ -259,7 +259,7 @@ def test_pipelines_and_functions_take_codes_for_latents(executor: Executor, x: n
     pictures = np.asarray(pipeline.reconstruct(many))
     np.testing.assert_array_equal(pipeline.decode(codes), pictures)
     np.testing.assert_allclose(generate_samples_jit(executor, codes), pictures, **TOLERANCE)
-    with pytest.raises(InputError, match="interpolate: no line lies between latents that are codes"):
+    with pytest.raises(InputError, match="interpolate: the latents are int32; there is nothing between them"):
         pipeline.interpolate(x[0], x[1], 3)
 
     async def asked() -> tuple[np.ndarray, np.ndarray]:

@@ -142,7 +142,7 @@ def test_bundled_names_are_no_directories(tmp_path: Path, monkeypatch: pytest.Mo
 def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"neither a directory nor a bundled model \(mnist-c.*, mnist-vae\)"
+        ConfigError, match=r"neither a directory nor a bundled model \(mnist-c.*, mnist-vqvae\)"
     ):
         load_exported_model(name)
 
