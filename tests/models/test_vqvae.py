@@ -272,7 +272,8 @@ def test_pipelines_and_functions_take_codes_for_latents(executor: Executor, x: n
     np.testing.assert_allclose(found[1], pictures, **TOLERANCE)
 
 
-def test_a_server_takes_codes_and_refuses_others(executor: Executor, codes: np.ndarray) -> None:
+def test_a_server_takes_codes_and_refuses_others(model: VQVAE, codes: np.ndarray) -> None:
+    executor = Executor(model, {"decode": model.endpoints()["decode"]}, batch_sizes=(4,))
     with live(create_app({"m": executor})) as server:
 
         def ask(codes: np.ndarray) -> object:
