@@ -3,8 +3,9 @@ r"""Pictures of 256 levels as real numbers, on which flows have a density.
 A picture in [0, 1] is a point of a lattice, and a density needs more. Noise that fills the cell of one level
 makes the mean log-density of noisy pictures a bound of the log-probability of pictures. Here
 u = (255 x + 1/2) / 256 takes a picture to the middle of its cell of [0, 1], and the noise that fills the cell
-is x + (n - 1/2) / 255, n uniform in [0, 1). So samples are real numbers, up to half a level outside [0, 1],
-and one that is rounded to 256 levels is what it would have been without the noise.
+is x + (n - 1/2) / 255, n uniform in [0, 1). So samples are real numbers, half a level outside [0, 1] at most
+(with logits, the share that they leave out more), and one that is rounded to 256 levels is what it would have
+been without the noise.
 
 References:
     Theis, van den Oord and Bethge, *A Note on the Evaluation of Generative Models*, 2016, section 3.1.
