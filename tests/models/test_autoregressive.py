@@ -1,19 +1,17 @@
 import itertools
 import json
 import math
-from importlib import resources
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from shared import TIMEOUT, TOLERANCE, randomised
+from shared import TIMEOUT, randomised
 
-import artifex
 from artifex.generative_models.core.config import abstract_model
 from artifex.generative_models.core.errors import ConfigError, InputError, NonFiniteError
-from artifex.generative_models.inference import Batcher, Executor, InferencePipeline, load_exported_model
+from artifex.generative_models.inference import Batcher, Executor, InferencePipeline
 from artifex.generative_models.models.autoregressive import Autoregressive
 
 ARGUMENTS = {
@@ -235,6 +233,16 @@ def test_a_cache_that_is_not_finite_shows(model: Autoregressive, executor: Execu
     pipeline = InferencePipeline(broken, batch_size=1)
     with pytest.raises(NonFiniteError, match="row 0 came out NaN or infinite at step 1"):
         pipeline.call("complete", x=x[1:2], known=2)
+
+
+def test_weights_in_few_bits_compute_in_as_many(model: Autoregressive) -> None:
+    graphdef, state = nnx.split(model)
+    short = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state))
+    cache = short.network.empty_cache(ROWS, TOKENS)
+    token = jnp.zeros(ROWS, jnp.int32)
+    logits, after = jax.eval_shape(short.network.step, token, token, cache, token)
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(after)} == {"bfloat16"}
 
 
 def test_its_config_makes_it_anew(model: Autoregressive) -> None:
