@@ -53,7 +53,7 @@ def made() -> GPT2:
     model = GPT2(LEVELS + 1, PIXELS + 1, FEATURES, LAYERS, HEADS, rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(model)
     random = np.random.default_rng(0)
-    weights = jax.tree.map(lambda leaf: leaf + 0.1 * random.standard_normal(leaf.shape, np.float32), state)
+    weights = jax.tree.map(lambda leaf: leaf + 0.3 * random.standard_normal(leaf.shape, np.float32), state)
     return nnx.merge(graphdef, weights)
 
 

@@ -110,7 +110,13 @@ def test_weights_go_to_the_default_device(exported: Path) -> None:
 
 
 def test_a_bundled_model() -> None:
-    assert bundled_models() == ["mnist-classifier", "mnist-diffusion", "mnist-flow", "mnist-vae"]
+    assert bundled_models() == [
+        "mnist-autoregressive",
+        "mnist-classifier",
+        "mnist-diffusion",
+        "mnist-flow",
+        "mnist-vae",
+    ]
     loaded, config, metadata = load_exported_model("mnist-vae")
     assert loaded.input_shape == (28, 28, 1)
     assert config == loaded.config
