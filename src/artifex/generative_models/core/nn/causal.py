@@ -59,7 +59,7 @@ class CausalAttention(nnx.Module):
     ) -> tuple[Float[Array, "batch features"], tuple[Array, Array]]:
         """What the token at a position learns, and the cache with its key and value."""
         q, k, v = (part.reshape(len(x), self.heads, -1) for part in jnp.split(self.to_qkv(x), 3, -1))
-        keys, values = cache = written(cache, (k, v), position)
+        keys, values = written(cache, (k, v), position)
         q = q * q.shape[-1] ** -0.5
         scores = jnp.einsum("bhd,bhdk->bhk", q, keys, preferred_element_type=jnp.float32)
         is_seen = jnp.arange(keys.shape[3])[None, None] <= position[:, None, None]
@@ -68,7 +68,7 @@ class CausalAttention(nnx.Module):
             "bhk,bhdk->bhd", likely.astype(values.dtype), values, preferred_element_type=jnp.float32
         )
         found = (found / likely.sum(-1, keepdims=True)).astype(x.dtype)
-        return self.to_out(found.reshape(x.shape)), cache
+        return self.to_out(found.reshape(x.shape)), (keys, values)
 
 
 def written(
