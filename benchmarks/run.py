@@ -28,6 +28,7 @@ BENCHMARKS = (
     "scaling",
     "families",
     "quality",
+    "evaluate",
 )
 
 

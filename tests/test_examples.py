@@ -13,6 +13,7 @@ from types import ModuleType
 
 import forked
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -22,6 +23,7 @@ import artifex
 from artifex.generative_models.core.sampling.samplers import table_for
 from artifex.generative_models.core.sampling.table import O_TO_M, TIME, X_TO_M
 from artifex.generative_models.inference import load_exported_model
+from artifex.generative_models.models.gan import prior
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
@@ -143,16 +145,72 @@ def test_samplers_undo_the_noise_of_training(
 
 
 @pytest.mark.usefixtures("as_users_have_it")
+@pytest.mark.parametrize("more", [[], ["--conditional", "--latent-dim", "4"]])
 def test_training_the_vae(
-    data: Path, example: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+    more: list[str], data: Path, example: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = data / "out"
-    example("train_mnist_vae").main(["--data", f"{data}", "--output", f"{output}", "--epochs", "3"])
+    example("train_mnist_vae").main(["--data", f"{data}", "--output", f"{output}", "--epochs", "3", *more])
     losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if "loss" in line]
     assert losses[0] > losses[1] > losses[2]
-    metadata = load_exported_model(output)[2]
+    model, _, metadata = load_exported_model(output)
+    assert model.num_labels == (10 if more else 0)
     assert metadata["final_loss"] == pytest.approx(losses[2], abs=0.01)  # as it is printed
     assert -losses[1] < metadata["test_elbo"] < -0.9 * losses[2]  # of the same pictures, after the last step
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+def test_training_the_flow(
+    data: Path,
+    example: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = example("train_mnist_realnvp")
+    tiny = {"level_squeezes": [7], "level_steps": [1], "level_features": [4]}
+    monkeypatch.setattr(script, "FLOW", {**script.FLOW, **tiny})
+    monkeypatch.setattr(script, "LOOK", 8)
+    said = ["--steps", "24", "--batch-size", "8", "--learning-rate", "1e-2"]
+    script.main(["--data", f"{data}", "--output", f"{data}/out", *said])
+    losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if "loss" in line]
+    assert losses[0] > losses[1] > losses[2]
+    model, _, metadata = load_exported_model(data / "out")
+    assert metadata["final_loss"] == losses[2]
+    assert metadata["test_bits_per_dim"] < losses[0]  # of pictures that it was trained on
+    assert {**model.config, **tiny} == {**model.config, **script.FLOW}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(model))} == {"float32"}
+
+
+def test_scales_before_training_are_those_of_pictures(
+    example: Callable[[str], ModuleType],
+    digits: tuple[np.ndarray, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = example("train_mnist_realnvp")
+    tiny = {"level_squeezes": [14, 1], "level_steps": [1, 1], "level_features": [2, 2]}
+    monkeypatch.setattr(script, "FLOW", {**script.FLOW, **tiny})
+    x = jax.numpy.asarray(digits[0][:64, ..., None] / np.float32(255))
+    x = script.dequantized(x, jax.random.split(jax.random.key(0), 64))
+    model = script.normalised(x, 0)
+    y = script.squeezed(model.scaler.forward(x)[0], 14)
+    step = model.levels[0][0]
+    y, _ = step.norm.forward(y)
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-3)
+    np.testing.assert_allclose(y.std((0, 1, 2)), 1, atol=0.02)
+    y, _ = step.conv.forward(y)  # after which the coupling changes nothing yet
+    z, _ = model.levels[1][0].norm.forward(y[..., : y.shape[-1] // 2])
+    np.testing.assert_allclose(z.mean((0, 1, 2)), 0, atol=1e-3)
+    np.testing.assert_allclose(z.std((0, 1, 2)), 1, atol=0.02)
+
+
+def test_the_flow_that_ships_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
+    config, metadata = (
+        json.loads((resources.files("artifex") / "zoo" / "mnist-realnvp" / f"{name}.json").read_text())
+        for name in ("config", "metadata")
+    )
+    script = example("train_mnist_realnvp")
+    assert {**config, **script.FLOW} == config
+    assert metadata["training_steps"] == script.STEPS
 
 
 @pytest.mark.usefixtures("as_users_have_it")
@@ -207,6 +265,60 @@ def test_the_autoregressive_model_that_ships(example: Callable[[str], ModuleType
     assert metadata["training_steps"] == script.STEPS
 
 
+@pytest.mark.usefixtures("as_users_have_it")
+def test_training_the_gan(
+    data: Path,
+    example: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = example("train_mnist_gan")
+    for name, value in {"FEATURES": (6, 5), "DISCRIMINATOR": (4, 6, 8), "LOOK": 10}.items():
+        monkeypatch.setattr(script, name, value)
+    script.main(["--data", f"{data}", "--output", f"{data}/out", "--steps", "40", "--batch-size", "16"])
+    losses = [line.split()[3:5] for line in capsys.readouterr().out.splitlines() if "loss" in line]
+    assert len(losses) == 4
+    assert float(losses[-1][1]) < 2 * np.log(2)  # that of a coin
+    model, _, metadata = load_exported_model(data / "out")
+    assert [metadata["final_loss"], metadata["discriminator_loss"]] == list(map(float, losses[-1]))
+    keys = jax.random.split(jax.random.key(1), 1000)
+    for label, mean in enumerate(np.asarray(model.mean_w[...])):
+        w = np.asarray(model.styles(prior(keys, model.latent_dim), np.full(len(keys), label)))
+        np.testing.assert_allclose(mean, w.mean(0), atol=6 * w.std() / len(w) ** 0.5 + 0.01)
+
+
+def test_the_gan_that_ships_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
+    directory = Path(str(resources.files("artifex") / "zoo" / "mnist-gan"))
+    config, metadata = (
+        json.loads((directory / f"{name}.json").read_text()) for name in ("config", "metadata")
+    )
+    script = example("train_mnist_gan")
+    assert tuple(config["features"]) == script.FEATURES
+    assert (config["num_labels"], metadata["training_steps"]) == (script.NUM_LABELS, script.STEPS)
+
+
+def test_the_penalty_is_the_squared_length_of_the_slope(example: Callable[[str], ModuleType]) -> None:
+    """Of the judge |a . x|² / 2, whose slope is (a . x) a."""
+    random = np.random.default_rng(0)
+    a, x = random.normal(size=(2, 3, 1)), random.normal(size=(5, 2, 3, 1))
+    products = (a * x).sum((1, 2, 3))
+    found = example("train_mnist_gan").r1(
+        lambda x, label: jnp.square((jnp.asarray(a, jnp.float32)[None] * x).sum((1, 2, 3))) / 2,
+        jnp.asarray(x, jnp.float32),
+        jnp.zeros(5, jnp.int32),
+    )
+    np.testing.assert_allclose(found, (products**2).mean() * (a**2).sum(), rtol=1e-5)
+
+
+def test_a_discriminator_sees_whether_samples_are_alike(example: Callable[[str], ModuleType]) -> None:
+    script = example("train_mnist_gan")
+    x = np.random.default_rng(0).normal(size=(2 * script.GROUP, 7)).astype(np.float32)
+    x[script.GROUP :] = x[-1]
+    found = np.asarray(script.variety(x))
+    np.testing.assert_allclose(found[: script.GROUP], x[: script.GROUP].std(0).mean(), rtol=1e-5)
+    np.testing.assert_allclose(found[script.GROUP :], 0, atol=1e-3)
+
+
 def test_pictures_are_moved_by_two_pixels_at_most(example: Callable[[str], ModuleType]) -> None:
     script = example("train_mnist_classifier")
     picture = np.zeros((1, 9, 9, 1), np.float32)
@@ -231,3 +343,135 @@ def test_other_pictures_are_refused(data: Path, example: Callable[[str], ModuleT
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1] + b"\1"))
     with pytest.raises(SystemExit, match="SHA-256 differs"):
         mnist.read_idx(data, mnist.PICTURES)
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+def test_training_the_energy(
+    data: Path,
+    example: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = example("train_mnist_energy")
+    arguments = {**script.ARGUMENTS, "level_features": [8, 16], "level_convs": [0, 1], "num_features": 8}
+    monkeypatch.setattr(script, "ARGUMENTS", arguments)
+    monkeypatch.setattr(script, "LOOK", 15)
+    said = ["--output", f"{data}/out", "--steps", "60", "--batch-size", "8", "--learning-rate", "1e-2"]
+    script.main(["--data", f"{data}", *said])
+    losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if "loss" in line]
+    assert len(losses) == 4
+    assert losses[-1] < 0.8 * losses[0]
+    model, _, metadata = load_exported_model(data / "out")
+    assert metadata["final_loss"] == losses[-1]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(model))} == {"float32"}
+    assert model.config == arguments
+
+
+def test_the_bundled_energy_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
+    script = example("train_mnist_energy")
+    directory = Path(str(resources.files("artifex") / "zoo" / "mnist-energy"))
+    assert json.loads((directory / "config.json").read_text()).items() >= script.ARGUMENTS.items()
+    assert json.loads((directory / "metadata.json").read_text())["training_steps"] == script.STEPS
+
+
+def test_the_energy_of_a_gaussian_is_learned_already(example: Callable[[str], ModuleType]) -> None:
+    """Where pixels are independent Gaussians, the network adds nothing, and the loss of each is 1."""
+    script = example("train_mnist_energy")
+    arguments = {**script.ARGUMENTS, "input_shape": [8, 8, 1], "level_features": [2], "level_convs": [0]}
+    model = script.EBM(**arguments, rngs=nnx.Rngs(0))
+    for readout in (*model.readouts, model.last_readout):
+        readout.kernel[...] *= 0
+    normal = jax.random.normal(jax.random.key(0), (256, 8, 8, 1), np.float32)
+    x = np.float32(arguments["mean"]) + np.float32(arguments["std"]) * normal
+    label, key = np.zeros(256, np.int32), jax.random.key(1)
+    loss_of = jax.jit(lambda x: script.denoising_loss(model, x, label, key))
+    error = np.sqrt(2 / normal.size)  # of a mean of squares
+    assert loss_of(x) == pytest.approx(1, abs=5 * error)
+    assert loss_of(x + np.float32(0.3)) > 1.05
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+def test_training_the_vqvae(
+    data: Path,
+    example: Callable[[str], ModuleType],
+    digits: tuple[np.ndarray, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = example("train_mnist_vqvae")
+    tiny = {"num_codes": 8, "code_features": 3, "level_features": [6, 8], "prior_features": 8}
+    monkeypatch.setattr(
+        script, "ARGUMENTS", {**script.ARGUMENTS, **tiny, "prior_layers": 1, "prior_heads": 2}
+    )
+    monkeypatch.setattr(script, "LOOK", 20)
+    said = ["--steps", "60", "--prior-steps", "60", "--batch-size", "16"]
+    script.main(["--data", f"{data}", "--output", f"{data}/out", *said])
+    lines = capsys.readouterr().out.splitlines()
+    for part in ("autoencoder", "prior"):
+        losses = [float(line.split()[4]) for line in lines if line.startswith(f"{part} step")]
+        assert len(losses) == 3
+        assert losses[-1] < 0.9 * losses[0]
+    metadata = load_exported_model(data / "out")[2]
+    assert metadata["final_loss"] == losses[-1]
+    pipeline, x = artifex.load(data / "out"), digits[0][..., None].astype(np.float32) / 255
+    found = np.asarray(pipeline.call("reconstruct", x=x)["x"])
+    errors = np.mean((np.float64(x) - found) ** 2, (1, 2, 3))
+    assert metadata["test_psnr"] == pytest.approx(-10 * np.log10(errors).mean(), abs=0.01)
+
+
+def test_what_ships_of_the_vqvae_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
+    script = example("train_mnist_vqvae")
+    directory = Path(str(resources.files("artifex") / "zoo" / "mnist-vqvae"))
+    config, metadata = (
+        json.loads((directory / f"{name}.json").read_text()) for name in ("config", "metadata")
+    )
+    assert config == script.ARGUMENTS
+    steps = metadata["training_steps"], metadata["prior_training_steps"]
+    assert steps == (script.STEPS, script.PRIOR_STEPS)
+
+
+def test_the_gradient_of_the_decoder_goes_straight_to_the_encoder(
+    example: Callable[[str], ModuleType],
+) -> None:
+    """Without the commitment the encoder's last bias gets what the decoder's gradient by its vectors is."""
+    script = example("train_mnist_vqvae")
+    model = script.VQVAE(
+        (8, 8, 1), 5, 3, [4], prior_features=4, prior_layers=1, prior_heads=1, rngs=nnx.Rngs(0)
+    )
+    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
+    z = np.asarray(model.encoder(x))
+    codes = model.encode(x)
+    vectors = model.vectors(codes)
+
+    def likelihood(vectors: jax.Array) -> jax.Array:
+        p = nnx.sigmoid(model.decoder(vectors))
+        return jnp.mean(jnp.sum(x * jnp.log(p) + (1 - x) * jnp.log1p(-p), (1, 2, 3)))
+
+    loss, (found, of_codes) = script.autoencoder_loss(model, x)
+    np.testing.assert_array_equal(of_codes, codes)
+    np.testing.assert_allclose(found, z, rtol=1e-5)
+    distance = ((z - np.asarray(vectors)) ** 2).sum((1, 2, 3)).mean()
+    np.testing.assert_allclose(loss, 0.25 * distance - likelihood(vectors), rtol=1e-5)
+
+    graphdef, params = nnx.split(model)
+    grads = jax.grad(lambda params: script.autoencoder_loss(nnx.merge(graphdef, params), x)[0])(params)
+    by_vectors = -jax.grad(likelihood)(vectors) + 2 * 0.25 * (z - np.asarray(vectors)) / len(x)
+    np.testing.assert_allclose(grads["encoder"]["head"]["bias"][...], by_vectors.sum((0, 1, 2)), rtol=1e-4)
+    assert not np.any(grads["codebook"][...])  # which moves by averages alone
+
+
+def test_the_codebook_is_the_averages_of_its_vectors(example: Callable[[str], ModuleType]) -> None:
+    """Equations 6 to 8 of van den Oord et al. 2017; a code that nothing is near begins anew at a vector."""
+    script = example("train_mnist_vqvae")
+    rng = np.random.default_rng(0)
+    z, codes = rng.normal(size=(40, 3)).astype(np.float32), rng.integers(0, 3, 40)
+    count, total = rng.uniform(5, 9, 4).astype(np.float32), rng.normal(size=(4, 3)).astype(np.float32)
+    count[3] = 0.1
+    found = script.Uses(count, total).after(z, codes, jax.random.key(0))
+    for code in range(3):
+        near = z[codes == code]
+        assert found.count[code] == pytest.approx(0.99 * count[code] + 0.01 * len(near), rel=1e-5)
+        wanted = (0.99 * total[code] + 0.01 * near.sum(0)) / found.count[code]
+        np.testing.assert_allclose(found.codebook[code], wanted, rtol=1e-4, atol=1e-6)
+    assert found.count[3] == 10
+    assert np.isclose(z, found.codebook[3], rtol=1e-5).all(1).any()

@@ -75,11 +75,11 @@ __all__ = [
 
 
 def load(name_or_dir: str | PathLike[str]) -> InferencePipeline:
-    """Loads a bundled model, an export directory or one of diffusers, ready to run on uint8 pictures.
+    """Loads a bundled model, an export directory or one of diffusers or transformers, ready to run.
 
     Args:
-        name_or_dir: A bundled name such as `"mnist-vae"`, what `export_model` wrote, or a model or an
-            unconditional pipeline that diffusers wrote.
+        name_or_dir: A bundled name such as `"mnist-vae"`, what `export_model` wrote, a model or an
+            unconditional pipeline that diffusers wrote, or a GPT-2 that transformers wrote.
 
     Raises:
         ConfigError: There is no such model, or its config or metadata is unusable.

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
+from artifex.generative_models.inference import export_model
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
+from artifex.generative_models.models.vqvae import VQVAE
 
 Cli = Callable[..., str]
 
@@ -69,6 +72,39 @@ def test_decode_refuses(model: Path, failing_cli: Cli, array: np.ndarray, messag
     assert [path.name for path in Path().iterdir()] == ["z.npy"]
 
 
+@pytest.fixture(scope="module")
+def coder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported, untrained model whose latents are codes from 0 to 4."""
+    model = VQVAE((8, 8, 1), 5, 2, [4, 4], prior_features=4, prior_layers=1, prior_heads=1, rngs=nnx.Rngs(0))
+    return export_model(model, tmp_path_factory.mktemp("models") / "codes", step=1)
+
+
+def test_codes_are_written_and_decoded(coder: Path, images: np.ndarray, cli: Cli):
+    pipeline = load_pipeline(coder, batch_size=4)
+    facts = json.loads(cli("encode", coder, "images.npy", "-o", "codes.npy", "--batch-size", 4, "--json"))
+    assert facts["rows"] == 10
+    codes = np.load("codes.npy")
+    assert codes.dtype == np.int32
+    np.testing.assert_array_equal(codes, np.asarray(pipeline.encode(images)))
+    cli("decode", coder, "codes.npy", "-o", "out.npy", "--batch-size", 4)
+    np.testing.assert_array_equal(np.load("out.npy"), pipeline.reconstruct(images))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((3, 2, 2), 5), "decode: codes: expected integers from 0 to 4, got 5 to 5"),
+        (np.full((3, 2, 2), -1), "decode: codes: expected integers from 0 to 4, got -1 to -1"),
+        (np.zeros((3, 2, 2), np.float32), "c.npy: expected an array of integers, got float32"),
+        (np.zeros((3, 4), np.int32), "c.npy: expected shape [rows, 2, 2], got [3, 4]"),
+    ],
+)
+def test_decode_refuses_what_are_no_codes(coder: Path, failing_cli: Cli, array: np.ndarray, message: str):
+    np.save("c.npy", array)
+    assert failing_cli("decode", coder, "c.npy") == message
+    assert [path.name for path in Path().iterdir()] == ["c.npy"]
+
+
 def test_reconstruct_grid_shows_pictures_above_reconstructions(
     model: Path, pipeline: InferencePipeline, images: np.ndarray, cli: Cli
 ):
@@ -105,8 +141,27 @@ def test_interpolate_goes_from_one_picture_to_the_other(
     )
     difference = np.load("line.npy").astype(int) - np.asarray(expected)
     assert np.abs(difference).max() <= 1  # the ends are scaled by another formula here
+    cli(
+        "interpolate",
+        model,
+        "images.npy:2",
+        "images.npy:3",
+        "--steps",
+        5,
+        "--mode",
+        "spherical",
+        "-o",
+        "arc.npy",
+    )
+    arc = load_pipeline(model, batch_size=5).interpolate(images[2], images[3], 5, "spherical")
+    np.testing.assert_array_equal(np.load("arc.npy"), arc)
     cli("interpolate", model, "images.npy:2", "three.png", "--steps", 5, "-o", "line.png")
     assert np.asarray(Image.open("line.png")).shape == (104, 5 * 106 - 2)
     assert failing_cli("interpolate", model, "images.npy:10", "three.png").startswith(
         "images.npy:10: there are 10"
     )
+
+
+def test_a_model_that_interpolates_latents_alone_says_so(images: np.ndarray, failing_cli: Cli):
+    said = failing_cli("interpolate", "mnist-gan", "images.npy:0", "images.npy:1")
+    assert said.startswith("interpolate: x is not taken; it takes z, z_end, label, weight, truncation")

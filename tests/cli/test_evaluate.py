@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from artifex.generative_models.inference.measure.quality import FeatureModel, evaluate
 from artifex.generative_models.inference.pipeline import load_pipeline
@@ -39,8 +40,20 @@ def test_a_table_for_people(model, cli, real, monkeypatch):
     assert lines[:2] == [f"{model}, seen by {model}", "beside 70 real pictures"]
     names = [line.split()[0] for line in lines[3:] if line and not line.startswith(" ")]
     assert names[0] == "frechet_distance"
-    assert names[-1] == "feature_distance"
+    assert names[-2:] == ["feature_distance", "bits_per_dim_bound"]
     assert max(map(len, lines[2:])) <= 110
+
+
+def test_a_plot_and_no_likelihood(model, cli, real):
+    plot = ["--plot", "quality.png", "--no-likelihood", "--json"]
+    facts = json.loads(cli("evaluate", model, "--features", model, "--data", "real.npy", "-n", 20, *plot))
+    assert facts["measures"][-1]["name"] == "feature_distance"
+    with Image.open("quality.png") as picture:
+        assert facts["plot"].endswith("quality.png")
+        pixels = np.asarray(picture)
+    assert pixels.shape == (840, 1820, 3)
+    assert (pixels[0] == 255).all()  # white around, with dark pictures in it
+    assert (pixels[150:600, 60:400] < 128).any()
 
 
 @pytest.mark.parametrize(
@@ -50,6 +63,7 @@ def test_a_table_for_people(model, cli, real, monkeypatch):
         (("--data", "real.npy", "--features", "mnist-classifier"), "real.npy"),
         (("--data", "floats.npy"), "expected uint8 pictures, got float32"),
         (("--data", "real.npy", "--set", "label=3"), "label is not taken"),
+        (("--plot", "quality.jpg"), "quality.jpg: expected a .png"),
         (("--data", "few.npy"), "a covariance of 4 features takes at least 5 real pictures, got 3"),
     ],
 )

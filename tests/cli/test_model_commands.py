@@ -24,7 +24,7 @@ def test_inspect_tells_the_facts(model: Path, cli: Cli):
     assert facts["config"] == config
     assert facts["training"] | {"model_type": "vae"} == metadata
     assert [device["id"] for device in facts["devices"]] == [0, 1]
-    assert facts["endpoints"].keys() == {"encode", "decode", "reconstruct", "generate"}
+    assert facts["endpoints"].keys() == {"encode", "decode", "reconstruct", "generate", "elbo"}
     picture = {"shape": [8, 8, 1], "dtype": "float32", "default": None, "doc": ""}
     assert facts["endpoints"]["decode"]["outputs"] == {"x": picture}
     assert facts["endpoints"]["generate"]["inputs"]["temperature"]["default"] == 1.0

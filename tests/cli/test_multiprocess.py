@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from families import FAMILIES
 from served import START_SECONDS
 from several import finish, free_address, start
 
 from artifex.generative_models.core.checkpointing import save_checkpoint, setup_checkpoint_manager
-from artifex.generative_models.inference import load_exported_model
+from artifex.generative_models.inference import export_model, load_exported_model
 
 MAIN = "from artifex.cli import main; main()"
 LATE = ["--join-timeout", 1]
@@ -184,3 +185,12 @@ def test_counts_that_differ(model):
     said = finish([start([*command, "--num-processes", 2 + i, "--process-id", i]) for i in range(2)])
     for one in said:
         assert error_of(one) == "num_processes: process 1 says 3, process 0 says 2"
+
+
+@pytest.mark.parametrize("family", ["autoregressive", "realnvp"])  # a loop with a cache, and one of attempts
+def test_two_draw_of_any_family(family, tmp_path, cli):
+    export = export_model(FAMILIES[family](), tmp_path / family, step=0)
+    command = ["generate", export, "-n", 6, "--seed", 3, "--batch-size", 2, "--set", "label=1"]
+    assert [said[0] for said in finish(start_two(*command, "-o", "two.npy"))] == [0, 0]
+    cli(*command, "-o", "one.npy")
+    assert Path("two.npy").read_bytes() == Path("one.npy").read_bytes()

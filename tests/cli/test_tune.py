@@ -42,7 +42,7 @@ def test_tune_finds_something_for_every_endpoint(model: Path, cli: Cli, folder: 
     said = cli("tune", model, "--max-batch-size", 2, "--json", "--plot", "curve.png", "--no-store")
     (line,) = said.splitlines()
     facts = json.loads(line)
-    names = ["encode", "decode", "reconstruct", "generate"]
+    names = ["encode", "decode", "reconstruct", "generate", "elbo"]
     assert [report["endpoint"] for report in facts["endpoints"]] == names
     assert all(report["chosen"] in [strip(t) for t in report["trials"]] for report in facts["endpoints"])
     assert facts["plot"] == str(folder / "curve.png")

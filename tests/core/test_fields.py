@@ -168,3 +168,11 @@ def test_numbers_are_the_same_once_more():
 def test_a_number_that_must_be_above_another(value, message):
     with pytest.raises(InputError, match=message):
         checked_fields("it", NUMBERS.fields, {"top_p": value}, 3)
+
+
+@pytest.mark.parametrize("limit", [0.02, 0.05])  # which float32 rounds down, and up
+def test_limits_are_rounded_as_values_are(limit):
+    assert Field(float, minimum=limit).checked("x", limit, None) == np.float32(limit)
+    assert Field(float, maximum=limit).checked("x", limit, None) == np.float32(limit)
+    with pytest.raises(InputError, match="above"):
+        Field(float, above=limit).checked("x", limit, None)

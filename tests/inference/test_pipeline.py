@@ -7,6 +7,7 @@ from flax import nnx
 from shared import TOLERANCE
 
 import artifex
+from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import ConfigError, InputError
 from artifex.generative_models.inference import (
     Executor,
@@ -60,6 +61,53 @@ def test_interpolate_runs_from_one_picture_to_the_other(pipeline, digits):
     assert steps.max() < np.abs(line[-1] - line[0]).mean()
     with pytest.raises(InputError, match="num_steps"):
         pipeline.interpolate(digits[0], digits[1], 1)
+
+
+def test_between_latents_on_the_arc_and_on_the_line(pipeline, digits):
+    first, last = np.asarray(pipeline.encode(digits[:2])).astype(np.float64)
+    angle = np.arccos(first @ last / np.linalg.norm(first) / np.linalg.norm(last))
+    weight = np.linspace(0, 1, 5)[:, None]
+    arc = (np.sin((1 - weight) * angle) * first + np.sin(weight * angle) * last) / np.sin(angle)
+    line = (1 - weight) * first + weight * last
+    for mode, latents in (("spherical", arc), ("linear", line), (None, line)):
+        found = pipeline.interpolate(digits[0], digits[1], 5, mode).astype(int)
+        assert np.abs(found - pipeline.decode(latents.astype(np.float32))).max() <= 1  # of rounding
+    assert np.abs(pipeline.decode(arc.astype(np.float32)).astype(int) - found).max() > 50
+    with pytest.raises(InputError, match=r"mode: expected one of linear, spherical, got 'slerp'"):
+        pipeline.interpolate(digits[0], digits[1], 5, "slerp")
+
+
+def latents_of_rank_three(dtype):
+    """A model whose latents are pictures [2, 4, 3] by another name, of a dtype."""
+    picture, latent = TensorSpec((4, 3, 2), jnp.float32), TensorSpec((2, 4, 3), dtype)
+
+    def encode(model, keys, inputs):
+        return {"z": (inputs["x"] * 8).transpose(0, 3, 1, 2).astype(dtype)}
+
+    def decode(model, keys, inputs):
+        return {"x": inputs["z"].astype(jnp.float32).transpose(0, 2, 3, 1) / 8}
+
+    ends = {"encode": Endpoint(encode, {"x": picture}), "decode": Endpoint(decode, {"z": latent})}
+    return InferencePipeline(Executor(None, ends, batch_sizes=(2, 8)))
+
+
+@pytest.mark.parametrize("mode", ["linear", "spherical"])
+def test_between_latents_of_any_rank(mode):
+    x = np.random.default_rng(0).normal(size=(2, 4, 3, 2)).astype(np.float32)
+    pipeline = latents_of_rank_three(jnp.float32)
+    assert pipeline.encode(x).shape == (2, 2, 4, 3)
+    line = pipeline.interpolate(*x, 3, mode)
+    np.testing.assert_allclose(line[[0, 2]], x, rtol=1e-6)
+    lengths = np.linalg.norm(x.reshape(2, -1), axis=1)
+    cosine = np.sum(x[0] * x[1]) / lengths.prod()
+    scale = 0.5 if mode == "linear" else np.sqrt(0.5 / (1 + cosine))  # sin(a/2) / sin(a)
+    np.testing.assert_allclose(line[1], scale * (x[0] + x[1]), rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_between_integers():
+    x = np.ones((2, 4, 3, 2), np.float32)
+    with pytest.raises(InputError, match="the latents are int32; there is nothing between them"):
+        latents_of_rank_three(jnp.int32).interpolate(*x, 3)
 
 
 def test_own_functions_see_a_batch_at_a_time(mnist_vae, digits):
@@ -159,6 +207,9 @@ def test_between_two_pictures_of_a_denoiser(drawer):
     line = drawer.interpolate(*ends, 5, label=1)
     assert line.shape == (5, 4, 4, 1)
     assert line.dtype == np.uint8
+    np.testing.assert_array_equal(drawer.interpolate(*ends, 5, "spherical", label=1), line)
+    with pytest.raises(InputError, match="interpolate: mode: expected one of spherical, got 'linear'"):
+        drawer.interpolate(*ends, 5, "linear")
     given = {"x": ends[:1], "y": ends[1:], "label": 1}
     for i in (0, 4):
         alone = drawer.call("interpolate", weight=i / 4, **given)["x"]

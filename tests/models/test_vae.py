@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared import decode, encode, randomised
 
-from artifex.generative_models.core.errors import ConfigError
+from artifex.generative_models.core.errors import ArtifexError, ConfigError, InputError
 from artifex.generative_models.core.nn import SubpixelConv
-from artifex.generative_models.inference import load_exported_model
+from artifex.generative_models.inference import InferencePipeline, encode_images_jit, load_exported_model
 from artifex.generative_models.models.vae import VAE, Decoder, elbo
 
 # Sums of at most some thousand float32 products, each of relative error 2^-24, against float64.
@@ -172,11 +172,21 @@ def test_config_rebuilds_the_model(model: VAE) -> None:
         ({"encoder_features": "32"}, "encoder_features: expected a list .*, got '32'"),
         ({"decoder_features": [8, -1]}, "decoder_features: expected integers from 1 to 65536, got -1"),
         ({"decoder_features": [8, None]}, "decoder_features: expected integers .*, got None"),
+        ({"num_labels": -1}, "num_labels: expected an integer from 0 to 65536, got -1"),
+        ({"num_labels": 2.0}, r"num_labels: expected an integer from 0 to 65536, got 2\.0"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{message}$"):
         VAE(**{"input_shape": (8, 8, 1), "latent_dim": 2} | changes, rngs=nnx.Rngs(0))
+
+
+def bounds_of(model: VAE, x: np.ndarray, keys: jax.Array) -> dict[str, jax.Array]:
+    """What the endpoint `elbo` gives: of one draw of z, by each row's key."""
+    mean, log_var = model.encode(x).values()
+    z = mean + jnp.exp(log_var / 2) * jax.vmap(lambda key: jax.random.normal(key, (4,), jnp.float32))(keys)
+    bound = elbo(x, model.decoder(z), mean, log_var)
+    return {"elbo": bound, "bits_per_dim": -bound / jnp.float32(x[0].size) / jnp.log(jnp.float32(2))}
 
 
 def test_endpoints_compute_what_they_say(tiny_vae: VAE, pictures: np.ndarray) -> None:
@@ -193,6 +203,7 @@ def test_endpoints_compute_what_they_say(tiny_vae: VAE, pictures: np.ndarray) ->
         ("decode", {"z": z}, {"x": tiny_vae.decode(z)}),
         ("reconstruct", {"x": x}, {"x": tiny_vae.decode(posterior["mean"])}),
         ("generate", {"temperature": temperatures}, {"x": tiny_vae.decode(z)}),
+        ("elbo", {"x": x}, bounds_of(tiny_vae, x, keys)),
     ):
         assert inputs.keys() == endpoints[name].inputs.keys()
         found = endpoints[name].fn(tiny_vae, keys, jax.tree.map(jnp.asarray, inputs))
@@ -220,6 +231,16 @@ def test_likelihood_is_bernoulli(x: float, logit: float) -> None:
 )
 def test_likelihood_of_extreme_logits(x: float, logit: float, wanted: float) -> None:
     assert bound(x, logit) == wanted
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
+def test_beta_weighs_the_divergence(beta: float) -> None:
+    """Of a pixel of logit 0, whose log-likelihood is -log 2; the divergence is in closed form."""
+    mean, log_var = 1.5, -0.5
+    kl = 0.5 * (mean**2 + math.exp(log_var) - 1 - log_var)
+    rows = [np.full(shape, value, np.float32) for shape, value in
+            (((1, 1, 1, 1), 1), ((1, 1, 1, 1), 0), ((1, 1), mean), ((1, 1), log_var))]  # fmt: skip
+    assert float(elbo(*rows, beta=beta)[0]) == pytest.approx(-math.log(2) - beta * kl, rel=1e-6)
 
 
 GRID = np.linspace(-15, 15, 6001)
@@ -291,3 +312,85 @@ def test_the_bundled_model_is_as_good_as_it_says(pictures: np.ndarray) -> None:
     )
     error = bounds.std() / math.sqrt(len(bounds))
     assert abs(bounds.mean() - metadata["test_elbo"]) < 4 * error  # four standard errors: 1 in 16,000
+
+
+@pytest.fixture(scope="module")
+def told() -> VAE:
+    """A model of odd sizes that is told one of three classes."""
+    return randomised(lambda: VAE((5, 6, 2), 3, [4, 5], [5, 4], num_labels=3, rngs=nnx.Rngs(0)))
+
+
+LABELS = np.array([0, 2, 1, 3], np.int32)  # and none
+
+
+def one_hot(labels: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.eye(3), np.zeros((1, 3))])[labels]
+
+
+def test_a_label_is_told_to_the_encoder(told: VAE) -> None:
+    """By what it adds to the first convolution; all else is as without."""
+    x = np.random.default_rng(1).uniform(size=(4, 5, 6, 2)).astype(np.float32)
+    posterior = encode(told, x, LABELS)
+    assert told.encoder.told is not None
+    added = one_hot(LABELS) @ float64(told.encoder.told.kernel)
+    first, second = told.encoder.convs
+    hidden = np.maximum(numpy_conv_stride2(x, first) + added[:, None, None], 0)
+    hidden = np.maximum(numpy_conv_stride2(hidden, second), 0).reshape(4, -1)
+    wanted = hidden @ float64(told.encoder.head.kernel) + float64(told.encoder.head.bias)
+    found = np.concatenate([posterior["mean"], posterior["log_var"]], axis=-1)
+    np.testing.assert_allclose(found, wanted, **FLOAT32)
+    np.testing.assert_array_equal(encode(told, x)["mean"][3], posterior["mean"][3])  # none, where unsaid
+
+
+def test_a_label_is_told_to_the_decoder(told: VAE) -> None:
+    z = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+    found = decode(told, z, LABELS)
+    np.testing.assert_allclose(found, numpy_decode(told, np.concatenate([z, one_hot(LABELS)], 1)), **FLOAT32)
+    np.testing.assert_array_equal(decode(told, z)[3], found[3])
+
+
+def test_endpoints_take_a_label(told: VAE) -> None:
+    pipeline = InferencePipeline(told, batch_size=4)
+    x = np.random.default_rng(1).uniform(size=(4, 5, 6, 2)).astype(np.float32)
+    for label in (LABELS[:3].tolist(), 2):
+        wanted = encode(told, x[:3], np.broadcast_to(np.int32(label), 3))["mean"]
+        latents = np.asarray(pipeline.encode(x[:3], label=label))
+        np.testing.assert_allclose(latents, wanted, **FLOAT32)
+        pictures = decode(told, wanted, np.broadcast_to(np.int32(label), 3))
+        np.testing.assert_allclose(pipeline.decode(latents, label=label), pictures, **FLOAT32)
+        np.testing.assert_allclose(pipeline.reconstruct(x[:3], label=label), pictures, **FLOAT32)
+    np.testing.assert_allclose(pipeline.encode(x), encode(told, x)["mean"], **FLOAT32)
+    np.testing.assert_allclose(encode_images_jit(told, x), encode(told, x)["mean"], **FLOAT32)
+    noise = pipeline.generate(4, rngs=0, label=1)
+    assert np.abs(noise - pipeline.generate(4, rngs=0, label=2)).max() > 0.01
+    line = pipeline.interpolate(x[0], x[1], 3, label=2)
+    np.testing.assert_allclose(line[[0, 2]], pipeline.reconstruct(x[:2], label=2), **FLOAT32)
+    bounds = pipeline.call("elbo", x=x, label=0, rngs=0)
+    assert (bounds["elbo"] != pipeline.call("elbo", x=x, label=1, rngs=0)["elbo"]).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"label": 3}, "encode: label: expected from 0 to 2, got 3"),
+        ({"label": [0, 1]}, "encode: label: expected one value, or 4, got shape .2."),
+        ({"label": 0.5}, "encode: label: expected an integer from 0 to 2, got 0.5"),
+        ({"digit": 1}, "encode: digit is not taken; it takes label"),
+    ],
+)
+def test_labels_that_do_not_fit(told: VAE, given: dict[str, object], message: str) -> None:
+    with pytest.raises(ArtifexError, match=message):
+        InferencePipeline(told, batch_size=4).encode(np.zeros((4, 5, 6, 2), np.float32), **given)
+
+
+def test_without_labels_nothing_is_told(tiny_vae: VAE, pictures: np.ndarray) -> None:
+    assert "num_labels" not in tiny_vae.config
+    assert all(endpoint.says is None for endpoint in tiny_vae.endpoints().values())
+    with pytest.raises(InputError, match="encode: label is not taken; it takes nothing"):
+        InferencePipeline(tiny_vae).encode(pictures[:2, :8, :8], label=1)
+
+
+def test_config_rebuilds_a_conditional_model(told: VAE) -> None:
+    rebuilt = nnx.eval_shape(lambda: VAE(**told.config, rngs=nnx.Rngs(1)))
+    assert rebuilt.config["num_labels"] == 3
+    assert nnx.graphdef(rebuilt) == nnx.graphdef(told)

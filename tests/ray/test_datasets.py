@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed_ray import RAY_WARNS, kill_a_worker, wait_until, workers
+from families import FAMILIES
 from PIL import Image
 from ray import get_runtime_context
 from served import START_SECONDS
 
 from artifex.generative_models.core.errors import ConfigError, InputError, OutputError
 from artifex.generative_models.core.keys import sample_key
-from artifex.generative_models.inference import InferencePipeline
+from artifex.generative_models.inference import InferencePipeline, export_model
 from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.ray import encode_dataset, generate_dataset
 
@@ -108,6 +109,14 @@ def test_every_process_is_told_the_fields(ray: object, drawer: Path, tmp_path: P
     said = {"label": [number % 4 for number in range(22)], "sampler": "euler", "num_steps": 2}
     generate_dataset(drawer, 22, tmp_path / "out.npy", seed=7, given=said, num_actors=2, **SHARDS)
     wanted = load_pipeline(drawer, batch_size=4).generate(22, rngs=7, **said)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
+
+
+@pytest.mark.slow
+def test_any_family_is_drawn_from(ray: object, tmp_path: Path):
+    export = export_model(FAMILIES["autoregressive"](), tmp_path / "model", step=0)
+    generate_dataset(export, 6, tmp_path / "out.npy", seed=7, given={"label": 1}, **SHARDS)
+    wanted = load_pipeline(export, batch_size=4).generate(6, rngs=7, label=1)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
 
 

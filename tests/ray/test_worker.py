@@ -16,6 +16,7 @@ from artifex.generative_models.inference.offline.parts import open_parts
 from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.denoiser import Denoiser
 from artifex.generative_models.models.vae import VAE
+from artifex.generative_models.models.vqvae import VQVAE
 from artifex.ray import worker
 from artifex.ray.inputs import Inputs
 from artifex.ray.worker import Facts, Setup, Task, Worker, describe
@@ -60,9 +61,17 @@ def test_writes_what_one_process_does(
     tiny: Path, tmp_path: Path, images: Path, plain: InferencePipeline, small: np.ndarray
 ):
     facts = describe(setup(tiny))
-    assert (facts.input_shape, facts.output_shape, facts.output_dtype) == ((8, 8, 1), (4,), "float32")
+    assert (facts.input_shape, facts.output_shape) == ((8, 8, 1), (4,))
+    assert (facts.output, facts.output_dtype) == ("mean", "float32")
     write(tiny, facts, images, identity_of(images), tmp_path / "out.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), plain.encode(small))
+
+
+def test_the_driver_is_told_what_a_models_latents_are_called(tmp_path: Path):
+    model = VQVAE((8, 8, 1), 5, 2, [4, 4], prior_features=4, prior_layers=1, prior_heads=1, rngs=nnx.Rngs(0))
+    facts = describe(setup(export_model(model, tmp_path / "codes", step=1)))
+    assert isinstance(facts, Facts)
+    assert (facts.output, facts.output_shape, facts.output_dtype) == ("codes", (2, 2), "int32")
 
 
 def test_another_model_at_the_same_path_is_found(tiny: Path, tmp_path: Path, images: Path):

@@ -33,6 +33,9 @@ def server():
     endpoints = {
         "halved": Endpoint(halved, {"x": TensorSpec((3,), jnp.bfloat16)}, {"twice": False}),
         "generate": Endpoint(drawn, {}),
+        "chosen": Endpoint(
+            lambda m, k, inputs: {"y": inputs["x"]}, {"x": TensorSpec((2,), np.int32, minimum=3, maximum=5)}
+        ),
     }
     with live(create_app({"m": Executor(None, endpoints, batch_sizes=(1, 2))})) as server:
         yield server
@@ -43,6 +46,20 @@ def test_bfloat16_is_numbers(server):
     assert answer.json()["y"] == [[0.5, 1, 1.5], [2, 2.5, 3]]
     stream = server.client.post(f"{HALVED}/generate_stream", json={"x": [1, 2, 3]}).text
     assert json.loads(stream.removeprefix("data: "))["y"] == [0.5, 1, 1.5]
+
+
+def test_integers_of_a_range(server):
+    url = "/v2/models/m.chosen/generate"
+    assert server.client.post(url, json={"x": [3, 5]}).json()["y"] == [[3, 5]]
+    for x in ([2, 4], [5, 6]):
+        response = server.client.post(url, json={"x": x})
+        assert response.status_code == 400
+        assert "x: expected integers from 3 to 5" in error_of(response)
+    document = server.client.get("/openapi.json").json()["paths"]
+    body = document[url]["post"]["requestBody"]["content"]["application/json"]
+    _, one = body["schema"]["properties"]["x"]["anyOf"]
+    assert one["items"] == {"type": "integer", "minimum": 3, "maximum": 5}
+    assert server.client.post(url, json=body["example"]).json()["y"] == [[3, 3]]
 
 
 def test_options_are_parameters(server):

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from artifex.cli.options import AsJson, BatchSize, Column, Dtype, Model, Resize, Seed
+from artifex.cli.options import AsJson, BatchSize, Column, Dtype, Model, Resize, Seed, Settings, setting
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from artifex.generative_models.inference.measure.quality import Measure
     from artifex.generative_models.inference.offline.sources import Pictures
+    from artifex.generative_models.inference.pipeline import InferencePipeline
 
 
 def evaluate(
@@ -30,10 +34,18 @@ def evaluate(
         str, typer.Option(metavar="MODEL", help="A model with an endpoint features or encode.")
     ] = "mnist-classifier",
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=8, help="How many to draw.")] = 1000,
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", metavar="NAME=VALUE", help="An input or option of the model, such as label=3."),
-    ] = [],  # noqa: B006 - typer makes a list of its own
+    settings: Settings = [],  # noqa: B006 - typer makes a list of its own
+    likelihood: Annotated[
+        bool | None,
+        typer.Option(
+            "--likelihood/--no-likelihood",
+            help="Bits a number of real pictures; if left out, unless that solves an ODE for each.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw samples beside real pictures, and the figures."),
+    ] = None,
     seed: Seed = 0,
     resize: Resize = False,
     column: Column = "image",
@@ -47,11 +59,14 @@ def evaluate(
     of equal numbers of pictures, and of the same features.
     """
     from artifex.cli.benchmark import progress_on_stderr
-    from artifex.cli.generate import setting
     from artifex.cli.run import compute_dtype, load_model, use_cache
     from artifex.generative_models.inference.measure.quality import FeatureModel
     from artifex.generative_models.inference.measure.quality import evaluate as measure
 
+    if plot is not None:
+        from artifex.cli.plot import check_curve
+
+        check_curve(plot)
     use_cache()
     pipeline = load_model(model, batch_size=batch_size, dtype=compute_dtype(dtype))
     seen_by = FeatureModel(load_model(features))
@@ -59,7 +74,14 @@ def evaluate(
     chosen = dict(map(setting, settings))
     with progress_on_stderr() as progress:
         found = measure(
-            pipeline, real, seen_by, num_samples=num_samples, seed=seed, given=chosen, progress=progress
+            pipeline,
+            real,
+            seen_by,
+            num_samples=num_samples,
+            seed=seed,
+            given=chosen,
+            likelihood=likelihood,
+            progress=progress,
         )
     facts = {
         "model": model,
@@ -69,10 +91,40 @@ def evaluate(
         "seed": seed,
         **({"set": chosen} if chosen else {}),
     }
+    if plot is not None:
+        from artifex.cli.quality_plot import COLUMNS, ROWS, save_quality
+
+        some = min(COLUMNS * ROWS, num_samples)
+        title, note = f"{model}, seen by {features}", f"beside {len(real):,} real pictures"
+        save_quality(
+            plot, found, _first(real, COLUMNS * ROWS), _drawn(pipeline, num_samples, seed, chosen, some),
+            title=title, note=note,
+        )  # fmt: skip
+        facts["plot"] = str(plot.absolute())
     if as_json:
         typer.echo(json.dumps({**facts, "measures": [asdict(one) for one in found]}))
     else:
         _show(facts, found)
+
+
+def _first(real: Any, count: int) -> NDArray[np.uint8]:
+    import numpy as np
+
+    rows = real[:count] if isinstance(real, np.ndarray) else real.rows(0, min(count, len(real)))
+    return rows if isinstance(rows, np.ndarray) else np.concatenate(list(rows))
+
+
+def _drawn(
+    pipeline: InferencePipeline, num_samples: int, seed: int, given: dict[str, Any], count: int
+) -> NDArray[np.uint8] | None:
+    """The first of the samples that were measured."""
+    import numpy as np
+
+    from artifex.generative_models.inference.measure.quality import samples
+
+    if "generate" not in pipeline.executor.endpoints:
+        return None
+    return np.concatenate(list(samples(pipeline, num_samples, seed=seed, given=given, stop=count)[0]))
 
 
 def _digits() -> Any:

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from artifex.cli.options import AsJson, Model, PictureScale, PicturesOut, Scale, Seed, takes_groups
+from artifex.cli.options import (
+    AsJson,
+    Model,
+    PictureScale,
+    PicturesOut,
+    Scale,
+    Seed,
+    Settings,
+    setting,
+    takes_groups,
+)
 
-_WORDS = re.compile(r"""[^\s,"\[\]{}]+(,[^\s,"\[\]{}]+)+""")  # a list, unlike "a cat, asleep"
+_SAMPLES = 64  # where nobody says how many
 
 
 @takes_groups
 def generate(
     model: Model,
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="How many.")] = 64,
+    num_samples: Annotated[
+        int | None,
+        typer.Option("--num-samples", "-n", min=1, help="How many: 64, or one text, if not said."),
+    ] = None,
     output: PicturesOut = "samples.png",
     seed: Seed = 0,
     temperature: Annotated[
         float, typer.Option(min=0, help="Spread of the prior; 1 is the model's own.")
     ] = 1.0,
     *,
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", metavar="NAME=VALUE", help="An input or option of the model, such as label=3."),
-    ] = [],  # noqa: B006 - typer makes a list of its own
+    settings: Settings = [],  # noqa: B006 - typer makes a list of its own
     picture_scale: PictureScale = None,
     scale: Scale,
     as_json: AsJson = False,
 ) -> None:
-    """Draw samples."""
+    """Draw samples: pictures, or text that goes on with --set prompt="..."."""
     from artifex.cli.multiprocess import join, run_job
     from artifex.cli.on_ray import on_actors
     from artifex.cli.run import Job, open_pipeline, picture_shape, report
+    from artifex.cli.texts import gives_texts, write_texts
     from artifex.generative_models.core.endpoint import changed_options
     from artifex.generative_models.core.keys import sample_key
     from artifex.generative_models.inference.offline.sampling import sampling
@@ -43,11 +52,15 @@ def generate(
     chosen = dict(map(setting, settings))
     given = {"seed": seed, "temperature": temperature, **({"set": chosen} if chosen else {})}
     if on_ray := on_actors("generate_dataset", model, scale):
-        facts = on_ray(num_samples, output, seed=seed, temperature=temperature, given=chosen)
+        facts = on_ray(num_samples or _SAMPLES, output, seed=seed, temperature=temperature, given=chosen)
         report({**facts, "model": model, **given}, "sample", as_json)
         return
     join(scale, model, output)
     pipeline = open_pipeline(model, scale)
+    if gives_texts(pipeline):
+        write_texts(pipeline, num_samples or 1, output, given, as_json)
+        return
+    num_samples = num_samples or _SAMPLES
     key = sample_key(seed)
 
     def run(rows: range) -> Iterator[Any]:
@@ -62,24 +75,3 @@ def generate(
     job = Job("generate", shape, run, given, dtype=dtype, key=key, options=options)
     facts = run_job(pipeline, job, output, scale, scale=picture_scale)
     report({**facts, "model": model, **given}, "sample", as_json)
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """A name and its value: JSON, words with commas between them as a list of those, or else a string."""
-    from artifex.generative_models.core.errors import InputError
-
-    name, equals, value = text.partition("=")
-    if name in ("seed", "temperature", "num_samples"):
-        raise InputError(f"--set {text}: --{name.replace('_', '-')} is an option of its own")
-    if not equals or not name.isidentifier():
-        raise InputError(f"--set {text}: expected NAME=VALUE, such as label=3")
-    if _WORDS.fullmatch(value):
-        return name, [_plain(word) for word in value.split(",")]
-    return name, _plain(value)
-
-
-def _plain(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from artifex.cli.options import AsJson, Batches, Devices, Dtype, Model, PictureScale, PicturesOut, Resize
+from artifex.cli.options import (
+    AsJson,
+    Batches,
+    Devices,
+    Dtype,
+    Model,
+    PictureScale,
+    PicturesOut,
+    Resize,
+    Settings,
+    setting,
+)
 
 _HELP = "A picture file, or a row of an array: digits.npz:3."
+
+
+class Mode(StrEnum):
+    """Which way from one latent to the other."""
+
+    linear = "linear"
+    spherical = "spherical"
 
 
 def interpolate(
@@ -16,7 +35,12 @@ def interpolate(
     start: Annotated[str, typer.Argument(metavar="START", help=_HELP, show_default=False)],
     end: Annotated[str, typer.Argument(metavar="END", help=_HELP, show_default=False)],
     steps: Annotated[int, typer.Option(min=2, help="Pictures in all, both ends included.")] = 8,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(help="On the line between latents, or on the arc; the model's own if left out."),
+    ] = None,
     output: PicturesOut = "interpolation.png",
+    settings: Settings = [],  # noqa: B006 - typer makes a list of its own
     resize: Resize = False,
     picture_scale: PictureScale = None,
     devices: Devices = None,
@@ -30,6 +54,7 @@ def interpolate(
     from artifex.generative_models.inference.offline.sources import open_picture
 
     batches = Batches(steps, devices, dtype)
+    way, given = None if mode is None else mode.value, dict(map(setting, settings))
     pipeline = open_pipeline(model, batches)
     takes_pictures, gives_pictures = "encode", "decode"
     if "interpolate" in pipeline.executor.endpoints:
@@ -43,7 +68,7 @@ def interpolate(
     job = Job(
         gives_pictures,
         (steps, *ends[0].shape),
-        lambda _: iter([np.asarray(pipeline.interpolate(first, last, steps))]),
+        lambda _: iter([np.asarray(pipeline.interpolate(first, last, steps, way, **given))]),
         {"command": "interpolate"},
     )
     facts = run(pipeline, job, output, batches, columns=steps, scale=picture_scale)

@@ -97,5 +97,5 @@ def _options(
     """Trained JAX / Flax NNX generative models, from disk to samples.
 
     MODEL is the name of a bundled model, such as mnist-vae, an export directory, or a directory
-    that diffusers wrote.
+    that diffusers or transformers wrote.
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+_WORDS = re.compile(r"""[^\s,"\[\]{}]+(,[^\s,"\[\]{}]+)+""")  # a list, unlike "a cat, asleep"
 
 
 class ComputeDtype(StrEnum):
@@ -64,6 +68,10 @@ PicturesOut = Annotated[
     str, typer.Option("--output", "-o", help="A .png grid, a .npy array, or a folder of PNGs.")
 ]
 ArrayOut = Annotated[str, typer.Option("--output", "-o", help="A .npy array.")]
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", metavar="NAME=VALUE", help="An input or option of the model, such as label=3."),
+]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize pictures to the model's size.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Sample i depends on the seed and i alone.")]
 BatchSize = Annotated[
@@ -143,3 +151,24 @@ def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
     flat: Any = run
     flat.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in parameters])
     return run
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """A name and its value: JSON, words with commas between them as a list of those, or else a string."""
+    from artifex.generative_models.core.errors import InputError
+
+    name, equals, value = text.partition("=")
+    if name in ("seed", "temperature", "num_samples"):
+        raise InputError(f"--set {text}: --{name.replace('_', '-')} is an option of its own")
+    if not equals or not name.isidentifier():
+        raise InputError(f"--set {text}: expected NAME=VALUE, such as label=3")
+    if _WORDS.fullmatch(value):
+        return name, [_plain(word) for word in value.split(",")]
+    return name, _plain(value)
+
+
+def _plain(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#a16207", "#db2777")
 _MAX_TICKS = 9
-_INK, _GREY = "#18181b", "#71717a"
+INK, GREY = "#18181b", "#71717a"
 
 
 Point = tuple[int, float, float, float, float, float | None]
@@ -74,7 +74,7 @@ def check_curve(path: Path) -> None:
         raise InputError(f"{path}: expected a .png, got {path.suffix!r}")
     if path.is_dir():
         raise OutputError(f"{path} is a folder; choose another name")
-    _matplotlib()
+    matplotlib_parts()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.touch()
@@ -105,7 +105,7 @@ def save_curve(
         OutputError: Matplotlib is not installed.
         OSError: The file cannot be written.
     """
-    canvas_class, figure_class, formatter = _matplotlib()
+    canvas_class, figure_class, formatter = matplotlib_parts()
     figure = figure_class(figsize=(11, 5), dpi=160, facecolor="white")
     canvas = canvas_class(figure)
     throughput, latency = figure.subplots(1, 2)
@@ -132,16 +132,16 @@ def save_curve(
     throughput.set_ylim(0, 1.05 * max(rates))
     latency.set_ylim(bottom=0)
     handles, labels = throughput.get_legend_handles_labels()
-    grey = {"color": _GREY}
+    grey = {"color": GREY}
     if any(rate is not None for curve in curves for rate in curve.attainable):
         handles += throughput.plot([], [], linestyle=(0, (4, 3)), linewidth=1, **grey)
         labels.append("roofline")
     if chosen:
         handles += throughput.plot([], [], "o", markersize=9, markerfacecolor="none", **grey)
         labels.append("chosen")
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, labelcolor=_INK)
-    figure.text(0.065, 0.955, title, fontsize=14, fontweight="bold", color=_INK, va="center")
-    figure.text(0.065, 0.905, note, fontsize=9, color=_GREY, va="center")
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, labelcolor=INK)
+    figure.text(0.065, 0.955, title, fontsize=14, fontweight="bold", color=INK, va="center")
+    figure.text(0.065, 0.905, note, fontsize=9, color=GREY, va="center")
     figure.subplots_adjust(left=0.065, right=0.975, top=0.8, bottom=0.19, wspace=0.16)
     canvas.draw()
     save_png(path, np.asarray(canvas.buffer_rgba())[..., :3])
@@ -153,10 +153,10 @@ def _dress(axes: Any, title: str, unit: str, sizes: Sequence[int], formatter: An
     ticks = sizes if len(sizes) <= _MAX_TICKS or not powers else powers
     axes.set_xticks(ticks, [str(size) for size in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("batch size (rows)", color=_INK)
-    axes.set_title(f"{title}, {unit}", loc="left", fontsize=11, color=_INK)
+    axes.set_xlabel("batch size (rows)", color=INK)
+    axes.set_title(f"{title}, {unit}", loc="left", fontsize=11, color=INK)
     axes.yaxis.set_major_formatter(formatter(lambda value, _: f"{value:,.10g}"))
-    axes.tick_params(length=0, colors=_GREY)
+    axes.tick_params(length=0, colors=GREY)
     axes.grid(axis="y", color="#e4e4e7", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
@@ -164,7 +164,7 @@ def _dress(axes: Any, title: str, unit: str, sizes: Sequence[int], formatter: An
     axes.spines["bottom"].set_color("#a1a1aa")
 
 
-def _matplotlib() -> tuple[Any, Any, Any]:
+def matplotlib_parts() -> tuple[Any, Any, Any]:
     """What a plot is made of, without matplotlib's global state."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

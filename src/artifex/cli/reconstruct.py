@@ -14,6 +14,7 @@ from artifex.cli.options import (
     PictureScale,
     PicturesOut,
     Resize,
+    Settings,
     takes_groups,
 )
 
@@ -29,6 +30,7 @@ def reconstruct(
     resize: Resize = False,
     column: Column = "image",
     *,
+    settings: Settings = [],  # noqa: B006 - typer makes a list of its own
     picture_scale: PictureScale = None,
     batches: Batches,
     as_json: AsJson = False,
@@ -48,6 +50,7 @@ def reconstruct(
         picture_shape,
         report,
         run,
+        said_of_all,
         say_left_out,
         sizes_of,
     )
@@ -55,20 +58,25 @@ def reconstruct(
     from artifex.generative_models.inference.offline.sources import open_by_size
 
     pipeline = open_pipeline(model, batches)
+    said = said_of_all(pipeline, "reconstruct", settings)
     taken = picture_shape(pipeline, "reconstruct") if resize else input_shape(pipeline, "reconstruct", "x")
     groups = open_by_size(images, taken, resize=resize, column=column)
     check_sizes(pipeline, "reconstruct", groups)
     pictures, (height, width, channels) = groups[0].pictures, groups[0].shape
     say_left_out(getattr(pictures, "left_out", ""))
+
+    def reconstructed(originals: Any) -> Iterator[NDArray[Any]]:
+        return pipeline.reconstruct_chunks(originals, said)
+
     if len(groups) > 1:
-        facts = run_by_size(pipeline, "reconstruct", groups, pipeline.reconstruct_chunks, output, batches)
+        facts = run_by_size(pipeline, "reconstruct", groups, reconstructed, output, batches)
         report({**facts, "model": model}, "reconstruction", as_json)
         return
     in_pairs = suffix_of(output) == ".png"
     shape = (len(pictures), 2 * height if in_pairs else height, width, channels)
 
     def chunks(rows: range) -> Iterator[NDArray[Any]]:
-        reconstructions = pipeline.reconstruct_chunks(pictures.rows(rows.start, rows.stop))
+        reconstructions = reconstructed(pictures.rows(rows.start, rows.stop))
         if not in_pairs:
             yield from reconstructions
             return
@@ -78,7 +86,7 @@ def reconstruct(
             yield np.concatenate([shown, below], axis=1)
 
     labels = ("original", "reconstruction") if in_pairs else ()
-    given = {"images": pictures.identity()}
+    given = {"images": pictures.identity(), **({"set": said} if said else {})}
     options = sizes_of(pipeline, "reconstruct", "x", groups[0].shape)
     job = Job("reconstruct", shape, chunks, given, image_dtype=pictures.dtype, options=options)
     facts = run(pipeline, job, output, batches, scale=picture_scale, labels=labels)

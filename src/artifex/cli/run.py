@@ -14,10 +14,12 @@ import numpy as np
 import typer
 
 from artifex.cli.factories import is_factory, make, make_pipeline, refuse_settings
+from artifex.cli.options import setting
 from artifex.cli.outputs import Output, open_output
 from artifex.generative_models.core.devices import DeviceManager
 from artifex.generative_models.core.endpoint import changed_options
-from artifex.generative_models.core.errors import CacheError
+from artifex.generative_models.core.errors import CacheError, InputError
+from artifex.generative_models.core.fields import checked_fields
 from artifex.generative_models.inference.cache import cache_dir, enable_compilation_cache
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.formats.loading import load_exported_model
@@ -84,6 +86,19 @@ def use_cache() -> None:
     enable_compilation_cache()
 
 
+def said_of_all(pipeline: InferencePipeline, endpoint: str, settings: Sequence[str]) -> dict[str, Any]:
+    """What `--set` says to an endpoint, of all rows alike.
+
+    Raises:
+        InputError: A name that it does not take, or a value that does not fit.
+    """
+    made = pipeline.executor.endpoints.get(endpoint)
+    given = dict(map(setting, settings))
+    if given:
+        checked_fields(endpoint, {} if made is None or made.says is None else made.says.fields, given, None)
+    return given
+
+
 def say_left_out(left_out: str) -> None:
     """Says on stderr what folders of pictures hold besides pictures, if anything."""
     if left_out and jax.process_index() == 0:
@@ -91,9 +106,15 @@ def say_left_out(left_out: str) -> None:
 
 
 def input_shape(pipeline: InferencePipeline, endpoint: str, name: str) -> tuple[int | None, ...]:
-    """Shape of a row of an input; None stands for sizes that it may have any of."""
-    shape = pipeline.executor.endpoints[endpoint].inputs[name].shape
-    return tuple(size if isinstance(size, int) else None for size in shape)
+    """Shape of a row of an input; None stands for sizes that it may have any of.
+
+    Raises:
+        InputError: The endpoint takes no such input.
+    """
+    made = pipeline.executor.endpoints[endpoint]
+    if name not in made.inputs:
+        raise InputError(f"{endpoint}: {name} is not taken; it takes {', '.join(made.fields)}")
+    return tuple(size if isinstance(size, int) else None for size in made.inputs[name].shape)
 
 
 def sizes_of(pipeline: InferencePipeline, endpoint: str, name: str, shape: Sequence[int]) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def encode_dataset(
     Args:
         model: A bundled name, or an export directory.
         images: Picture files and folders, one `.npy` or `.npz` array, or Parquet files and folders.
-        output: A `.npy` array, or a folder of Parquet parts with the columns `row` and `mean`.
+        output: A `.npy` array, or a folder of Parquet parts with the columns `row` and `mean`, or
+            whichever the model's latents go by.
         column: Pictures in Parquet files: encoded ones, or tensors or lists of their numbers.
         resize: Resizes pictures of another size; otherwise they are an error.
         batch_size: Rows a batch; None is what `tune` found, or 64.
@@ -93,7 +94,7 @@ def encode_dataset(
     with _job(setup, num_actors, rows_per_shard, address) as job:
         pictures = given.open(job.model.input_shape)
         inputs, identity = given.pinned(pictures), pictures.identity()
-        with job.output(output, len(pictures), "mean", {"images": identity}, resume=resume) as out:
+        with job.output(output, len(pictures), {"images": identity}, resume=resume) as out:
             task = Task(job.model.identity, out.place, inputs, identity)
             facts = job.run(task, out, begun, progress=progress)
     left_out = getattr(pictures, "left_out", "")
@@ -145,7 +146,7 @@ def generate_dataset(
     facts = {"seed": seed, "temperature": temperature, "given": dict(given or {})}
     with (
         _job(setup, num_actors, rows_per_shard, address) as job,
-        job.output(output, num_samples, "x", facts, resume=resume) as out,
+        job.output(output, num_samples, facts, resume=resume) as out,
     ):
         task = Task(job.model.identity, out.place, given={"num_samples": num_samples, **facts})
         return job.run(task, out, begun, progress=progress)
@@ -164,7 +165,6 @@ class _Job:
         self,
         output: str | PathLike[str],
         num_rows: int,
-        column: str,
         facts: Mapping[str, Any],
         *,
         resume: bool,
@@ -174,9 +174,9 @@ class _Job:
             output,
             (num_rows, *self.model.output_shape),
             np.dtype(self.model.output_dtype),
-            column=column,
+            column=self.model.output,
             rows_per_part=self._shard_size(num_rows),
-            job={"engine": "ray", "column": column, **self.model.identity, **facts},
+            job={"engine": "ray", "column": self.model.output, **self.model.identity, **facts},
             resume=resume,
         )
 

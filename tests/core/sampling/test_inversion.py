@@ -9,9 +9,9 @@ import pytest
 from gaussian import FLOW, denoiser, diffusion
 from said import call, rows_of
 
+from artifex.generative_models.core.between import spherical
 from artifex.generative_models.core.denoisers import denoiser_endpoints
 from artifex.generative_models.core.sampling.denoising import Denoising
-from artifex.generative_models.core.sampling.interpolating import spherical
 from artifex.generative_models.core.sampling.samplers import inverse_table_for
 from artifex.generative_models.core.sampling.table import BOUND, O_TO_M, STEP, TIME, X_TO_M
 from artifex.generative_models.inference import Executor
@@ -134,34 +134,3 @@ def test_rows_on_both_ways_are_the_same_alone(executor, samples):
         row = {"x": x[i : i + 1], "y": y[i : i + 1]}
         alone = call(executor, "interpolate", row, num_steps=steps[i], weight=weight[i])["x"]
         np.testing.assert_allclose(alone, whole[i : i + 1], rtol=2e-5, atol=2e-5)
-
-
-def test_the_arc_between_vectors():
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(2, 5, 8)).astype(np.float32)
-    one, other = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, y))
-    weight = np.array([0, 0.25, 0.5, 0.9, 1], np.float32)
-    found = np.asarray(spherical(one, other, weight))
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)  # on the sphere, and at the angle
-    angle = np.arccos((one * other).sum(axis=1))
-    np.testing.assert_allclose(np.arccos((one * found).sum(axis=1).clip(-1, 1)), weight * angle, atol=1e-3)
-    np.testing.assert_array_equal(np.asarray(spherical(x, y, weight))[[0, 4]], [x[0], y[4]])
-
-
-@pytest.mark.parametrize("factor", [1.0, 2.0, 1 + 1e-7, -1.0, -3.0, 0.0])
-def test_vectors_of_one_line_have_a_straight_line_between(factor):
-    x = np.random.default_rng(2).normal(size=(3, 6)).astype(np.float32)
-    y = (factor * x).astype(np.float32)
-    weight = np.array([0.2, 0.5, 1], np.float32)
-    wanted = (1 - weight[:, None]) * x + weight[:, None] * y
-    np.testing.assert_allclose(spherical(x, y, weight), wanted, atol=2e-6)
-    np.testing.assert_allclose(spherical(y, x, 1 - weight), wanted, atol=2e-6)
-    assert np.isfinite(np.asarray(spherical(0 * x, 0 * y, weight))).all()
-
-
-def test_close_vectors_are_between_by_an_arc():
-    """Where float32 has the cosine of the angle as 1."""
-    x = np.array([[1.0, 0]], np.float32)
-    y = np.array([[1.0, 3e-4]], np.float32)
-    found = np.asarray(spherical(x, y, np.array([0.5], np.float32)))
-    np.testing.assert_allclose(found, [[1, 1.5e-4]], rtol=1e-5)

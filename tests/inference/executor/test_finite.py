@@ -42,6 +42,9 @@ ENDPOINTS = {
     "float16": Endpoint(same, one(np.float16)),
     "int32": Endpoint(same, one(np.int32)),
     "uint8": Endpoint(same, one(np.uint8)),
+    "codes": Endpoint(same, {"x": TensorSpec((1,), np.int32, minimum=0, maximum=9)}),
+    "up to": Endpoint(same, {"x": TensorSpec((1,), np.uint8, maximum=9)}),
+    "class": Endpoint(lambda m, k, inputs: {"y": inputs["x"]}, {"x": TensorSpec((), np.int32, minimum=3)}),
     "scalar": Endpoint(lambda m, k, inputs: {"y": inputs["t"]}, {"t": TensorSpec((), np.float32)}),
 }
 
@@ -66,6 +69,15 @@ def column(*numbers):
         ("int32", {"x": column(1, 2**31).astype(np.uint32)}, "expected integers"),
         ("uint8", {"x": column(1, -1)}, "expected integers from 0 to 255, got -1 to 1"),
         ("uint8", {"x": column(1, 256)}, "expected integers from 0 to 255, got 1 to 256"),
+        (
+            "codes",
+            {"x": column(9, 10).astype(np.int32)},
+            "codes: x: expected integers from 0 to 9, got 9 to 10",
+        ),
+        ("codes", {"x": jnp.asarray([[3], [-1]])}, "expected integers from 0 to 9, got -1 to 3"),
+        ("codes", {"x": column(0, 2**32)}, "expected integers from 0 to 9, got 0 to 4294967296"),
+        ("up to", {"x": column(0, 10).astype(np.uint8)}, "expected integers from 0 to 9, got 0 to 10"),
+        ("class", {"x": np.array([2, 3], np.int32)}, "expected integers from 3 to 2147483647, got 2 to 3"),
         ("scalar", {"t": np.array([1.0, 1e39])}, "row 1 has a NaN or infinite value as float32"),
     ],
 )
@@ -77,6 +89,17 @@ def test_what_a_dtype_does_not_hold_is_refused(executor, endpoint, inputs, words
     ):
         with pytest.raises(InputError, match=words):
             refused()
+
+
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+def test_the_ends_of_a_range_are_taken(executor, convert):
+    x = convert(column(0, 9).astype(np.int32))
+    np.testing.assert_array_equal(executor("codes", {"x": x})["y"], x)
+
+
+def test_a_scalar_for_all_rows_out_of_its_range_is_refused(executor):
+    with pytest.raises(InputError, match="class: x: expected integers from 3 to 2147483647, got 2 to 2"):
+        executor("class", {"x": 2}, num_rows=2)
 
 
 def test_a_scalar_for_all_rows_that_overflows_is_refused(executor):

@@ -18,7 +18,8 @@ from artifex.generative_models.models.vae import VAE
 BATCH_SIZES = (1, 8, 16)
 ROWS = 29
 
-ENDPOINTS = ("encode", "decode", "reconstruct", "generate")
+ENDPOINTS = ("encode", "decode", "reconstruct", "generate", "elbo")
+DRAWING = ("generate", "elbo")
 CASES = [(model, endpoint) for model in ("mnist-vae", "odd-vae") for endpoint in ENDPOINTS]
 
 
@@ -53,7 +54,7 @@ def case(request, executors, pictures):
 def run(executor, endpoint, inputs, keys, rows=slice(None)):
     """The rows `rows` of a job, as NumPy arrays."""
     part = {name: value[rows] for name, value in inputs.items()}
-    given_keys = keys[rows] if endpoint == "generate" else None
+    given_keys = keys[rows] if endpoint in DRAWING else None
     outputs = executor(endpoint, part, keys=given_keys)
     return {name: np.asarray(value) for name, value in outputs.items()}
 
@@ -126,7 +127,7 @@ def test_padding_and_neighbours_change_no_bit_within_a_batch_size(case, keys, si
 @every_endpoint
 def test_map_equals_one_call(case, keys):
     executor, endpoint, inputs = case
-    key = jax.random.key(3) if endpoint == "generate" else None
+    key = jax.random.key(3) if endpoint in DRAWING else None
     whole = executor(endpoint, inputs, key=key)
     chunks = [{n: v[a:b] for n, v in inputs.items()} for a, b in ((0, 3), (3, 4), (4, ROWS))]
     parts = list(executor.map(endpoint, chunks, key=key))
@@ -188,7 +189,7 @@ def test_strangers_in_a_busy_batcher_change_nothing(case, keys, on_a_mesh):
             batcher.submit(
                 endpoint,
                 {name: value[start:stop] for name, value in inputs.items()},
-                keys=keys[start:stop] if endpoint == "generate" else None,
+                keys=keys[start:stop] if endpoint in DRAWING else None,
             )
             for _ in range(3)
             for start, stop in itertools.pairwise(cuts)

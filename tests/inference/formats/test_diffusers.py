@@ -426,7 +426,7 @@ def test_pickles_are_refused_with_what_converts_them(copied):
 
 def test_steps_and_variants_where_there_are_none():
     refused(InputError, "step: .. which has no training steps", FOLDER / "dit", step=3)
-    refused(InputError, "variant: expected none of an export, got 'fp16'", "mnist-vae", variant="fp16")
+    refused(InputError, "variant: expected none but of diffusers, got 'fp16'", "mnist-vae", variant="fp16")
 
 
 def test_what_a_directory_is(copied):

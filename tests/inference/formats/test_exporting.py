@@ -184,7 +184,7 @@ def test_a_model_of_no_family(tmp_path: Path) -> None:
     mine = Mine((8, 8, 1), 4, [4], [4], rngs=nnx.Rngs(0))
     with pytest.raises(
         UnknownModelTypeError,
-        match=r"Mine is no installed family \(autoencoder_tiny, classifier, denoiser, vae\); add it",
+        match=r"Mine is no installed family \(autoencoder_tiny, .*\); add it",
     ):
         export(mine, tmp_path / "export")
     assert not (tmp_path / "export").exists()

@@ -112,12 +112,13 @@ def test_specs_costs_and_tuning_results_are_those_of_the_model(export: Path):
 
 
 def test_endpoints_have_no_more_than_a_snapshot_keeps():
-    kept = {"fn", "inputs", "options", "doc", "says", "ahead"}
+    kept = {"fn", "inputs", "options", "doc", "says", "ahead", "requires"}
     assert {field.name for field in dataclasses.fields(Endpoint)} == kept
-    kept = {"shape", "dtype", "default", "doc", "image_range"}
+    kept = {"shape", "dtype", "default", "doc", "image_range", "minimum", "maximum"}
     assert {field.name for field in dataclasses.fields(TensorSpec)} == kept
-    spec = TensorSpec((4, 4, 1), jnp.bfloat16, 1.0, "a picture", (-1.0, 1.0))
-    assert spec_of(json.loads(json.dumps(described_spec(spec)))) == spec
+    picture = TensorSpec((4, 4, 1), jnp.bfloat16, 1.0, "a picture", (-1.0, 1.0))
+    for spec in (picture, TensorSpec((), jnp.int32, minimum=-3, maximum=5)):
+        assert spec_of(json.loads(json.dumps(described_spec(spec)))) == spec
 
 
 @pytest.fixture(scope="module")

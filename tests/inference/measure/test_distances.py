@@ -7,17 +7,17 @@ import pytest
 import scipy.linalg
 
 from artifex.generative_models.core.errors import InputError
-from artifex.generative_models.inference.measure import distances
+from artifex.generative_models.inference.measure import distances, neighbours
 from artifex.generative_models.inference.measure.distances import (
     Moments,
     MomentsSoFar,
     frechet_distance,
     kernel_distance,
-    manifolds,
     mean_distance,
     moments,
-    nearest_distances,
+    weighted_moments,
 )
+from artifex.generative_models.inference.measure.neighbours import manifolds, nearest_distances
 
 TIGHT = {"rel": 1e-9}
 
@@ -30,7 +30,8 @@ def golden():
 
 @pytest.fixture(params=[1 << 22, 200], ids=["at once", "in blocks"])
 def blocks(request, monkeypatch):
-    monkeypatch.setattr(distances, "_BLOCK_NUMBERS", request.param)
+    for module in (distances, neighbours):
+        monkeypatch.setattr(module, "_BLOCK_NUMBERS", request.param)
 
 
 def test_others_say_the_same(golden, blocks):
@@ -98,6 +99,58 @@ def test_manifolds_of_sets_that_overlap_in_part(blocks):
     assert found.real.tolist() == [True] * 20 + [False] * 20
     swapped = manifolds(drawn, real)
     assert (swapped.precision, swapped.recall) == (0.5, 1)
+
+
+def brute_manifolds(real, drawn, k):
+    """By the distances of all pairs in float64."""
+
+    def pairs(some, others):
+        return np.linalg.norm(some[:, None] - others, axis=-1)
+
+    radii = [np.sort(pairs(rows, rows), axis=1)[:, k] for rows in (real, drawn)]
+    across = pairs(drawn, real)
+    return (across < radii[0]).any(1), (radii[1] > across.T).any(1), across.min(1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows,
+        lambda rows: rows + 1e5,
+        lambda rows: 1e-20 * rows,
+        lambda rows: 1e25 * rows,
+        lambda rows: rows + 1e4 * (np.arange(len(rows)) % 3)[:, None],  # groups, far apart and dense
+        lambda rows: 1e-7 * rows + np.arange(len(rows))[:, None] % 2,  # which float32 has as two points
+    ],
+)
+@pytest.mark.parametrize("k", [1, 3])
+def test_what_float64_says(blocks, change, k):
+    random = np.random.default_rng(5)
+    real, drawn = (change(random.normal(size=(count, 5))) for count in (150, 130))
+    drawn[:20] = real[:20]  # copies
+    found = manifolds(real, drawn, num_neighbours=k)
+    among_real, among_drawn, nearest = brute_manifolds(real, drawn, k)
+    np.testing.assert_array_equal(found.drawn, among_real)
+    np.testing.assert_array_equal(found.real, among_drawn)
+    scale = np.abs(real).max()
+    np.testing.assert_allclose(found.nearest, nearest, rtol=1e-6, atol=1e-15 * scale)
+    assert (found.nearest[:20] == 0).all()
+
+
+def test_a_model_that_draws_one_picture(blocks):
+    """All distances are equal: within a set of copies they are 0, which is not less than 0."""
+    real = np.random.default_rng(5).normal(size=(200, 3))
+    found = manifolds(real, np.broadcast_to(real[7], (150, 3)))
+    assert (found.precision, found.recall) == (1, 0)
+    assert not found.nearest.any()
+
+
+def test_moments_of_pictures_that_are_there_several_times():
+    random = np.random.default_rng(6)
+    features, counts = random.normal(size=(30, 4)), random.integers(0, 4, size=30)
+    found, wanted = weighted_moments(features, counts.astype(float)), moments(features.repeat(counts, axis=0))
+    np.testing.assert_allclose(found.mean, wanted.mean, rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, wanted.covariance, rtol=1e-10, atol=1e-14)
 
 
 def test_distances_of_points(blocks):

@@ -55,7 +55,7 @@ def test_a_good_model_keeps_all(tiny_vae):
     found = check(tiny_vae)
     assert found.holds
     assert [finding.law for finding in found.findings if finding.endpoint == "generate"] == LAWS
-    assert len(str(found).splitlines()) == 1 + 4 * len(LAWS)
+    assert len(str(found).splitlines()) == 1 + 5 * len(LAWS)
     assert check(tiny_vae, endpoints=["decode"]).holds
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.inference.measure import likeness
 from artifex.generative_models.inference.measure.likeness import peak_signal_to_noise, structural_similarity
 
 
@@ -19,6 +20,20 @@ def test_scikit_image_says_the_same(golden):
     pair = golden["pictures"], golden["others"]
     np.testing.assert_allclose(structural_similarity(*pair, span=1.0), golden["ssim"], rtol=1e-9)
     np.testing.assert_allclose(peak_signal_to_noise(*pair, span=1.0), golden["psnr"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("side", [11, 42, 43, 75])
+def test_windows_along_long_sides(side):
+    """Of pictures wider than one product makes: the window slides over each by itself."""
+    pictures = np.random.default_rng(0).normal(size=(2, 12, side, 3))
+    offsets = np.arange(-5, 6)
+    weights = np.exp(-(offsets**2) / (2 * 1.5**2))
+    window = np.outer(weights, weights) / weights.sum() ** 2
+    wanted = [
+        [(window[..., None] * pictures[:, i : i + 11, j : j + 11]).sum((1, 2)) for j in range(side - 10)]
+        for i in range(2)
+    ]
+    np.testing.assert_allclose(likeness._seen(pictures), np.moveaxis(wanted, 2, 0), atol=1e-12)
 
 
 def test_equal_pictures(golden):

@@ -12,6 +12,7 @@ from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.fields import Field
 from artifex.generative_models.inference import Executor, InferencePipeline
 from artifex.generative_models.inference.measure.quality import FeatureModel, evaluate
+from artifex.generative_models.inference.measure.quality import samples as quality_samples
 
 SHAPE = (12, 12, 1)
 PICTURE = TensorSpec(SHAPE, jnp.float32, image_range=(0.0, 1.0))
@@ -123,19 +124,6 @@ def test_a_model_that_draws_one_class(seen_by, real):
     assert "psnr" not in found
 
 
-def test_an_interval_holds_the_truth_as_often_as_it_says(seen_by):
-    """Of a coin's share: 95 % intervals of 60 sets of 100 tosses, within 4 standard errors of that."""
-    from artifex.generative_models.inference.measure import quality
-
-    random = np.random.default_rng(0)
-    held = 0
-    for _ in range(60):
-        _, low, high = quality._of_mean(random.random(100) < 0.3, random)
-        held += low <= 0.3 <= high
-    assert held / 60 > 0.95 - 4 * np.sqrt(0.95 * 0.05 / 60)
-    assert held < 61
-
-
 def test_a_seed_gives_the_same(seen_by, real):
     first, again, other = (
         evaluate(drawing(0.1, "generate"), real, seen_by, num_samples=40, seed=seed) for seed in (3, 3, 4)
@@ -150,6 +138,7 @@ def test_a_seed_gives_the_same(seen_by, real):
         ({"num_samples": 2}, "a covariance of 2 features takes at least 3 samples, got 2"),
         ({"given": {"label": 3}}, "label: expected from 0 to 2, got 3"),
         ({"given": {"colour": 3}}, "colour is not taken"),
+        ({"likelihood": True}, "no endpoint log_prob or elbo of pictures; there are generate, reconstruct"),
     ],
 )
 def test_bad_input(seen_by, real, settings, words):
@@ -165,5 +154,86 @@ def test_other_pictures_and_other_models(seen_by, real):
     ):
         FeatureModel(drawing(0.0, "generate"))
     blind = InferencePipeline(Executor(None, {"features": Endpoint(features, {"x": PICTURE})}))
-    with pytest.raises(InputError, match="expected a model that draws or reconstructs; it has features"):
+    with pytest.raises(InputError, match="a model that draws or reconstructs pictures; it has features"):
         evaluate(blind, real, seen_by)
+
+
+def test_models_of_something_else(seen_by, real):
+    def tokens(model, keys, inputs):
+        return {"tokens": jnp.zeros((len(keys), 7), jnp.int32)}
+
+    ends = {"generate": Endpoint(tokens, {})}
+    with pytest.raises(InputError, match=r"generate: expected pictures x .*, and it gives {'tokens': \[7\]}"):
+        evaluate(InferencePipeline(Executor(None, ends)), real, seen_by)
+    ends = {"generate": Endpoint(generate, {"label": TensorSpec((), jnp.int32)}, says=Labels())}
+    floats = InferencePipeline(Executor({"shift": np.float32(0)}, ends))
+    with pytest.raises(InputError, match="generate: expected uint8 pictures, and it gives float32"):
+        evaluate(floats, real, seen_by)
+
+
+def foretelling(name, **options):
+    """A model of independent pixels, normal around 0.5, that tells the density of pictures or a bound."""
+
+    def density(model, keys, inputs, **options):
+        x = inputs["x"]
+        nats = -0.5 * ((x - 0.5) ** 2 + jnp.log(jnp.float32(2 * np.pi))).sum((1, 2, 3))
+        return {name: nats - 10 * (name == "elbo")}
+
+    ends = {
+        "reconstruct": Endpoint(reconstruct, {"x": PICTURE}),
+        name: Endpoint(density, {"x": PICTURE}, options, doc="of these"),
+    }
+    return InferencePipeline(
+        Executor({"shift": np.float32(0)}, ends, batch_sizes=(64,)), postprocess_fn=uint8
+    )
+
+
+@pytest.mark.parametrize("name", ["log_prob", "elbo"])
+def test_bits_a_number(seen_by, real, name):
+    model = foretelling(name)
+    model.preprocess_fn = lambda pictures: pictures.astype(np.float32) / 255
+    found = figures(evaluate(model, real, seen_by))
+    x = real.astype(np.float64) / 255
+    nats = -0.5 * ((x - 0.5) ** 2 + np.log(2 * np.pi)).sum((1, 2, 3)) - 10 * (name == "elbo")
+    one = found["bits_per_dim" if name == "log_prob" else "bits_per_dim_bound"]
+    bits = -nats / 144 / np.log(2)
+    assert one.value == pytest.approx(bits.mean(), rel=1e-5)
+    half = 1.96 * bits.std() / np.sqrt(len(bits))
+    assert one.high - one.low == pytest.approx(2 * half, rel=0.15)  # of 1,000 resamples
+    assert one.about.endswith(f"{name}: of these")
+    assert ("bound" in one.about) == (name == "elbo")
+    assert not any("bits" in one.name for one in evaluate(model, real, seen_by, likelihood=False))
+
+
+def test_an_endpoint_that_solves_an_ode_is_asked_when_it_is_wanted(seen_by, real):
+    model = foretelling("log_prob", tolerance=1e-3)
+    model.preprocess_fn = lambda pictures: pictures.astype(np.float32) / 255
+    assert "bits_per_dim" not in figures(evaluate(model, real, seen_by))
+    assert "bits_per_dim" in figures(evaluate(model, real, seen_by, likelihood=True))
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "rows"), [(1 << 20, 64 << 20, 300), (1, 64 << 20, 64), (1, 1000, 6)]
+)
+def test_pictures_are_read_by_their_bytes(seen_by, real, monkeypatch, least, most, rows):
+    from artifex.generative_models.inference.measure import quality
+
+    monkeypatch.setattr(quality, "_CHUNK_BYTES", least)
+    monkeypatch.setattr(quality, "_MOST_BYTES", most)
+    told = []
+    found = evaluate(drawing(0.1, "reconstruct"), real, seen_by, progress=lambda *what: told.append(what))
+    assert told[0] == ("real pictures", rows, 300)
+    monkeypatch.undo()
+    whole = evaluate(drawing(0.1, "reconstruct"), real, seen_by)
+    for one, other in zip(found, whole, strict=True):
+        assert one.value == pytest.approx(other.value, rel=1e-6)
+
+
+def test_samples_are_those_that_are_measured(seen_by):
+    """The first of them, and the labels that they are drawn with."""
+    whole, labels = quality_samples(drawing(), 100, seed=4)
+    few, _ = quality_samples(drawing(), 100, seed=4, stop=5)
+    whole = np.concatenate(list(whole))
+    np.testing.assert_array_equal(np.concatenate(list(few)), whole[:5])
+    np.testing.assert_array_equal(labels, np.arange(100) % NUM_LABELS)
+    np.testing.assert_array_equal(np.rint((whole.mean((1, 2, 3)) / 255 - 0.1) / 0.3), labels)

@@ -21,6 +21,8 @@ def test_random_rows_are_valid():
         "half": TensorSpec((1000,), jnp.bfloat16),
         "label": TensorSpec((), jnp.int32),
         "mask": TensorSpec((2,), jnp.bool_),
+        "codes": TensorSpec((5,), jnp.int32, minimum=3, maximum=5),
+        "from": TensorSpec((5,), jnp.int32, minimum=1),
         "temperature": TensorSpec((), jnp.float32, default=0.5),
     }
     values = random_rows(specs, 7)
@@ -33,6 +35,8 @@ def test_random_rows_are_valid():
         assert values[name].max() <= 1
     assert not values["label"].any()
     assert not values["mask"].any()
+    assert set(values["codes"].flat) == {3, 4, 5}
+    assert values["from"].min() >= 1
     assert (values["temperature"] == 0.5).all()
     np.testing.assert_array_equal(random_rows(specs, 7)["x"], values["x"])
 

@@ -41,10 +41,10 @@ def test_a_vae(runner, serving, pipeline):
     assert (model["name"], model["state"], model["reason"], model["version"]) == ("tiny", "READY", "", "3")
     assert [e["name"] for e in model["endpoints"]] == [
         "tiny",
-        *(f"tiny.{name}" for name in ("encode", "decode", "reconstruct")),
+        *(f"tiny.{name}" for name in ("encode", "decode", "reconstruct", "elbo")),
     ]
     found = named(model["endpoints"], "endpoint")
-    assert [found[name]["draws"] for name in found] == [True, False, False, False]
+    assert [found[name]["draws"] for name in found] == [True, False, False, False, True]
     assert not any(endpoint["takes_steps"] for endpoint in found.values())
     controls = named(found["generate"]["controls"])
     assert {name: control["kind"] for name, control in controls.items()} == {
@@ -120,4 +120,4 @@ def test_a_model_that_is_not_loaded_says_why(scaler):
 def test_an_endpoint_whose_name_another_model_has_is_left_out(runner, serving, pipeline, other):
     content = told(runner, serving, **{"tiny": pipeline, other: pipeline})
     names = [endpoint["name"] for endpoint in content["models"][0]["endpoints"]]
-    assert names == ["tiny", "tiny.encode", "tiny.reconstruct"]
+    assert names == ["tiny", "tiny.encode", "tiny.reconstruct", "tiny.elbo"]

@@ -111,7 +111,7 @@ def test_the_document_has_every_route_and_no_other(server: Live, document: dict[
 
 def test_each_endpoint_has_a_path_with_its_inputs(document: dict[str, Any]):
     single = {path: o for path, _, o in operations(document) if o["tags"] == ["Generate"]}
-    models = ["tiny", *(f"tiny.{name}" for name in ("encode", "decode", "reconstruct"))]
+    models = ["tiny", *(f"tiny.{name}" for name in ("encode", "decode", "reconstruct", "elbo"))]
     models += [f"plain.{name}" for name in ("double", "scaled", "noise")]
     assert {*single} == {f"/v2/models/{name}/generate" for name in models}
 
@@ -143,7 +143,7 @@ def test_every_example_works(schema: OpenApiSchema, document: dict[str, Any]):
             )
             assert check(case) == 200
             num_examples += 1
-    assert num_examples == 3 * 7  # generate, and infer with and without a version
+    assert num_examples == 3 * 8  # generate, and infer with and without a version
 
 
 def test_answers_are_as_documented(schema: OpenApiSchema):

@@ -32,9 +32,14 @@ _OWN_FAMILIES = {  # so that they need no installation
     "autoencoder_tiny": "artifex.generative_models.models.autoencoder_tiny:AutoencoderTiny",
     "autoregressive": "artifex.generative_models.models.autoregressive:Autoregressive",
     "classifier": "artifex.generative_models.models.classifier:Classifier",
+    "dcgan": "artifex.generative_models.models.dcgan:DCGAN",
     "denoiser": "artifex.generative_models.models.denoiser:Denoiser",
+    "ebm": "artifex.generative_models.models.ebm:EBM",
     "gpt2": "artifex.generative_models.models.gpt2:GPT2",
+    "realnvp": "artifex.generative_models.models.realnvp:RealNVP",
+    "stylegan": "artifex.generative_models.models.stylegan:StyleGAN",
     "vae": "artifex.generative_models.models.vae:VAE",
+    "vqvae": "artifex.generative_models.models.vqvae:VQVAE",
 }
 _MAX_BYTES = 1 << 20
 

@@ -36,6 +36,8 @@ class Endpoint:
         says: What callers say in place of some inputs and options, and how it becomes them; None where they
             give all of them as they are.
         ahead: Whether servers compile it before they are ready; else when it is first asked for.
+        requires: The name of an output, bool [rows], which must hold for a row that is done, and what to tell
+            where it does not: a template for `str.format` with the row's other outputs that are scalars.
     """
 
     fn: Callable[..., dict[str, Array]] | Loop
@@ -44,6 +46,7 @@ class Endpoint:
     doc: str = ""
     says: Preparation | None = None
     ahead: bool = True
+    requires: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         options = {
@@ -176,7 +179,7 @@ def are_alike(some: Mapping[str, Endpoint], others: Mapping[str, Endpoint]) -> b
 
     def described(endpoints: Mapping[str, Endpoint]) -> dict[str, Any]:
         return {
-            name: (names_of(made.fn), dict(made.inputs), dict(made.options))
+            name: (names_of(made.fn), dict(made.inputs), dict(made.options), made.requires)
             for name, made in endpoints.items()
         }
 

@@ -106,12 +106,16 @@ class Field:
         wanted = self.limits if self.choices else f"{_KINDS[self.kind]} {self.limits}".rstrip()
         return InputTypeError(f"{name}: expected {wanted}, got {got:.100}")
 
+    def _as_said(self, limit: float | None) -> float | None:
+        """A limit in the precision that values have, so that a value may be the limit itself."""
+        return float(np.float32(limit)) if self.kind is float and limit is not None else limit
+
     def _check(self, name: str, value: Any) -> None:
         if self.choices is not None and value not in self.choices:
             raise InputError(f"{name}: expected {self.limits}, got {value!r:.100}")
         if self.kind is float and not np.isfinite(value):
             raise InputError(f"{name}: expected a finite number, got {value}")
-        low, high, above = self.minimum, self.maximum, self.above
+        low, high, above = (self._as_said(limit) for limit in (self.minimum, self.maximum, self.above))
         if (
             (low is not None and value < low)
             or (high is not None and value > high)
@@ -143,6 +147,20 @@ class Preparation(Protocol):
 
     def rows(self, said: Mapping[str, Any], num_rows: int, options: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs that it makes, arrays [rows, ...]; what is said is one value for all rows, or [rows]."""
+        ...
+
+
+@runtime_checkable
+class Finishing(Preparation, Protocol):
+    """A preparation of an endpoint whose outputs become, on the host, what callers get."""
+
+    @property
+    def texts(self) -> Collection[str]:
+        """Names of the outputs that it adds: strings, one a row."""
+        ...
+
+    def finished(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """All outputs of rows, arrays [rows, ...] by name, and the strings, object arrays [rows]."""
         ...
 
 

@@ -18,13 +18,18 @@ class PublishedWeight(NamedTuple):
 
 
 @runtime_checkable
-class Published(Protocol):
+class PublishedWeights(Protocol):
     """A model of such an architecture; shapes without values are enough."""
-
-    def published_config(self) -> dict[str, Any]:
-        """The config as it is published, with the architecture's name as `_class_name`."""
-        ...
 
     def published_weights(self) -> dict[str, PublishedWeight]:
         """All weights by their published names."""
+        ...
+
+
+@runtime_checkable
+class Published(PublishedWeights, Protocol):
+    """A model of an architecture of diffusers."""
+
+    def published_config(self) -> dict[str, Any]:
+        """The config as it is published, with the architecture's name as `_class_name`."""
         ...

@@ -28,6 +28,8 @@ class TensorSpec:
         doc: One line for people: meaning, unit, range.
         image_range: The low and the high end of the model's pixel values, where rows are pictures. An input
             then takes uint8 pictures too: they go to the device as they are, and the executable scales them.
+        minimum: The least number that an input of integers may be; None is that of its dtype.
+        maximum: The largest.
     """
 
     shape: tuple[Any, ...]
@@ -35,9 +37,20 @@ class TensorSpec:
     default: float | None = None
     doc: str = ""
     image_range: tuple[float, float] | None = None
+    minimum: int | None = None
+    maximum: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the largest number that an input of integers may be."""
+        dtype = jnp.iinfo(self.dtype)
+        return (
+            int(dtype.min) if self.minimum is None else self.minimum,
+            int(dtype.max) if self.maximum is None else self.maximum,
+        )
 
     def resolved(self, options: Mapping[str, Any]) -> TensorSpec:
         """The spec with sizes in place of the options' names."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from artifex import __version__
+from artifex.generative_models.core.between import MODES
 from artifex.generative_models.core.endpoint import Endpoint, Model, endpoints_of
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.keys import sample_key
@@ -36,8 +37,9 @@ from artifex.generative_models.inference.offline.batch import (
     encode_chunks,
     generate_chunks,
 )
-from artifex.generative_models.inference.offline.calling import call_endpoint
+from artifex.generative_models.inference.offline.calling import call_endpoint, map_said
 from artifex.generative_models.inference.offline.chunks import Rows, num_rows, row_chunks
+from artifex.generative_models.inference.offline.latents import decoded_name
 from artifex.generative_models.inference.offline.sampling import sampling
 
 if TYPE_CHECKING:
@@ -99,43 +101,45 @@ class InferencePipeline:
         return self._model
 
     def encode(
-        self, images: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
+        self, images: Rows, *, out: NDArray[Any] | None = None, progress: bool = False, **given: Any
     ) -> Array | NDArray[Any]:
-        """Pre-processes pictures and encodes them to the means of their posteriors.
+        """Pre-processes pictures and encodes them to latents: the means of their posteriors, or codes.
 
         Args:
             images: Pictures [rows, H, W, C]: an array, memory-mapped or not, or an iterable of arrays.
             out: Array [rows, latent] to write into; it is returned.
             progress: Shows a bar on stderr.
+            **given: What else the endpoint takes, such as a label: for all rows or, of an array, one a row.
 
         Returns:
-            Latents [rows, latent].
+            Latents [rows, latent]; of a model that gives codes [rows, h, w], integers.
 
         Raises:
-            InputError: No rows, a wrong shape, values that are not finite, or an `out` that does not fit.
+            InputError: No rows, a wrong shape, values that are not finite, an `out` that does not fit, or
+                something given that the endpoint does not take.
             InputTypeError: A wrong dtype.
         """
-        chunks = self.encode_chunks(images)
+        chunks = self.encode_chunks(images, given)
         return collect_placed(self.executor, chunks, num_rows(images), "encode", out, progress)
 
     def decode(
-        self, latents: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
+        self, latents: Rows, *, out: NDArray[Any] | None = None, progress: bool = False, **given: Any
     ) -> NDArray[Any]:
-        """Decodes latents [rows, latent] and post-processes the pictures [rows, H, W, C].
+        """Decodes what `encode` gives, latents [rows, latent], to post-processed pictures [rows, H, W, C].
 
         Arguments and errors are those of `encode`.
         """
-        chunks = self.decode_chunks(latents)
+        chunks = self.decode_chunks(latents, given)
         return collected(chunks, num_rows(latents), "decode", out, progress)
 
     def reconstruct(
-        self, images: Rows, *, out: NDArray[Any] | None = None, progress: bool = False
+        self, images: Rows, *, out: NDArray[Any] | None = None, progress: bool = False, **given: Any
     ) -> NDArray[Any]:
-        """Encodes pictures [rows, H, W, C] and decodes the means again.
+        """Encodes pictures [rows, H, W, C] and decodes them again.
 
         Arguments and errors are those of `encode`.
         """
-        chunks = self.reconstruct_chunks(images)
+        chunks = self.reconstruct_chunks(images, given)
         return collected(chunks, num_rows(images), "reconstruct", out, progress)
 
     def generate(
@@ -205,23 +209,28 @@ class InferencePipeline:
             pictures = np.asarray(self.postprocess_fn(look.outputs["x"]))
             yield look._replace(outputs={**look.outputs, "x": pictures})
 
-    def interpolate(self, start: Any, end: Any, num_steps: int, **given: Any) -> NDArray[Any]:
-        """Pictures between two, both ends included: on the straight line between their latents.
+    def interpolate(
+        self, start: Any, end: Any, num_steps: int, mode: str | None = None, **given: Any
+    ) -> NDArray[Any]:
+        """Pictures between two, both ends included, by what lies between their latents.
 
         A model that has an endpoint `interpolate` does it in its own way: one that removes noise on the great
-        circle between the noises that it draws the ends from.
+        circle between the noises that it draws the ends from, which is the mode "spherical" and its only one.
 
         Args:
             start: Picture [H, W, C].
             end: Picture [H, W, C].
             num_steps: Pictures in all, from 2.
-            **given: What else that endpoint takes, such as a label.
+            mode: "linear", on the straight line between latents, or "spherical", on the arc; None is the
+                line, or the way of such an endpoint.
+            **given: What else the endpoints take, such as a label.
 
         Returns:
             Pictures [num_steps, H, W, C].
 
         Raises:
-            InputError: Fewer than 2 steps, or as for `encode`.
+            InputError: Fewer than 2 steps, a mode that is not known or that the model does not have, latents
+                that have nothing between them, or as for `encode`.
         """
         if num_steps < 2:
             raise InputError(f"num_steps: expected at least 2, got {num_steps}")
@@ -229,13 +238,18 @@ class InferencePipeline:
         if "interpolate" in self.executor.endpoints:
             ends = np.asarray(self.preprocess_fn(np.stack([start, end])))
             x, y = (np.repeat(picture[None], num_steps, axis=0) for picture in ends)
-            pictures = self.call("interpolate", x=x, y=y, weight=weights, **given)["x"]
+            said = given if mode is None else {**given, "mode": mode}
+            pictures = self.call("interpolate", x=x, y=y, weight=weights, **said)["x"]
             return np.asarray(self.postprocess_fn(pictures))
-        if given:
-            raise InputError(f"interpolate: {', '.join(given)} is not taken")
-        first, last = np.asarray(self.encode(np.stack([start, end])))
-        weights = weights.reshape(-1, *[1] * first.ndim)
-        return self.decode((1 - weights) * first + weights * last)
+        if mode not in (None, *MODES):
+            raise InputError(f"interpolate: mode: expected one of {', '.join(MODES)}, got {mode!r:.100}")
+        of_pictures, of_latents = self._said_between(given)
+        latents = np.asarray(self.encode(np.stack([start, end]), **of_pictures))
+        if latents.dtype.kind in "iub":
+            raise InputError(f"interpolate: the latents are {latents.dtype}; there is nothing between them")
+        first, last = (np.repeat(latent[None], num_steps, axis=0) for latent in latents)
+        between = MODES[mode or "linear"](first, last, weights.astype(latents.dtype))
+        return self.decode(between, **of_latents)
 
     def call(
         self,
@@ -268,19 +282,25 @@ class InferencePipeline:
             self.executor, endpoint, given, key=key, num_rows=num_rows, batch_size=self.batch_size
         )
 
-    def encode_chunks(self, images: Rows) -> Iterator[NDArray[Any]]:
+    def encode_chunks(self, images: Rows, given: Mapping[str, Any] | None = None) -> Iterator[NDArray[Any]]:
         """`encode` as a stream: latents, a batch at a time."""
-        return encode_chunks(self.executor, self._preprocessed(images, "encode"), self.batch_size)
+        pictures = self._preprocessed(images, "encode")
+        return encode_chunks(self.executor, pictures, self.batch_size, given, num_rows(images))
 
-    def decode_chunks(self, latents: Rows) -> Iterator[NDArray[Any]]:
+    def decode_chunks(self, latents: Rows, given: Mapping[str, Any] | None = None) -> Iterator[NDArray[Any]]:
         """`decode` as a stream: pictures, a batch at a time."""
-        chunks = ({"z": chunk} for chunk in row_chunks(latents, self.rows_per_batch("decode")))
-        return self._postprocessed(outputs["x"] for outputs in self.executor.map("decode", chunks))
+        name = decoded_name(self.executor)
+        chunks = ({name: chunk} for chunk in row_chunks(latents, self.rows_per_batch("decode")))
+        made = map_said(self.executor, "decode", chunks, given or {}, num_rows(latents))
+        return self._postprocessed(outputs["x"] for outputs in made)
 
-    def reconstruct_chunks(self, images: Rows) -> Iterator[NDArray[Any]]:
+    def reconstruct_chunks(
+        self, images: Rows, given: Mapping[str, Any] | None = None
+    ) -> Iterator[NDArray[Any]]:
         """`reconstruct` as a stream: pictures, a batch at a time."""
         chunks = ({"x": chunk} for chunk in self._preprocessed(images, "reconstruct"))
-        return self._postprocessed(outputs["x"] for outputs in self.executor.map("reconstruct", chunks))
+        made = map_said(self.executor, "reconstruct", chunks, given or {}, num_rows(images))
+        return self._postprocessed(outputs["x"] for outputs in made)
 
     def generate_chunks(
         self,
@@ -341,6 +361,18 @@ class InferencePipeline:
     def __repr__(self) -> str:
         kind = self.metadata.get("model_type", "a model")
         return f"InferencePipeline({kind}; {self.executor!r})"
+
+    def _said_between(self, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What is said to `encode` and to `decode`, each of which takes what it knows."""
+        known: list[Mapping[str, Any]] = []
+        for endpoint in ("encode", "decode"):
+            made = self.executor.endpoints.get(endpoint)
+            known.append({} if made is None or made.says is None else made.says.fields)
+        for name in given:
+            if not any(name in fields for fields in known):
+                takes = ", ".join({**known[0], **known[1]}) or "nothing"
+                raise InputError(f"interpolate: {name} is not taken; it takes {takes}")
+        return [{name: given[name] for name in fields if name in given} for fields in known]
 
     def _preprocessed(self, images: Rows, endpoint: str) -> Iterator[NDArray[Any]]:
         chunks = row_chunks(images, self.rows_per_batch(endpoint))

@@ -17,8 +17,11 @@ import numpy as np
 from flax import nnx
 
 from artifex.generative_models.core.endpoint import Endpoint
+from artifex.generative_models.core.errors import ConfigError
 from artifex.generative_models.core.nn.causal import CausalTransformer
+from artifex.generative_models.core.published import PublishedWeight
 from artifex.generative_models.core.sampling.prompts import Continuing
+from artifex.generative_models.core.sampling.texts import ContinuingText
 from artifex.generative_models.core.sampling.tokens import Prompt, TokenLoop
 from artifex.generative_models.core.specs import Option, TensorSpec
 from artifex.generative_models.models.arguments import check_integers, check_transformer
@@ -28,6 +31,21 @@ if TYPE_CHECKING:
 
 _MAX_SYMBOLS = 2**20
 _NEW_TOKENS = 64  # where nobody says how many
+_PUBLISHED_NAMES = {
+    "symbols.embedding": "wte.weight",
+    "positions.embedding": "wpe.weight",
+    "blocks.": "h.",
+    "norm_1.": "ln_1.",
+    "norm_2.": "ln_2.",
+    "attention.to_qkv": "attn.c_attn",
+    "attention.to_out": "attn.c_proj",
+    "feed_forward.proj_in": "mlp.c_fc",
+    "feed_forward.proj_out": "mlp.c_proj",
+    "head.": "lm_head.",
+    "norm.": "ln_f.",
+    "kernel": "weight",
+    "scale": "weight",
+}
 _PROMPT = 32  # tokens of a prompt that servers are ready for
 
 
@@ -45,6 +63,8 @@ class GPT2(nnx.Module):
         tied: Whether the vectors that stand for symbols also tell them.
         epsilon: Of the normalisations.
         end: The symbol that ends a sequence; None where none does.
+        start: The symbol that a sequence begins with where its prompt is empty; None where none can be.
+        tokenizer: The file of the tokenizer, with which callers say text; None where they give symbols.
         rngs: Random number generators for the weights.
 
     Raises:
@@ -61,6 +81,8 @@ class GPT2(nnx.Module):
         tied: bool = True,
         epsilon: float = 1e-5,
         end: int | None = None,
+        start: int | None = None,
+        tokenizer: str | None = None,
         *,
         rngs: nnx.Rngs,
     ):
@@ -68,7 +90,9 @@ class GPT2(nnx.Module):
         check_transformer(arguments)
         check_integers(arguments, "vocab_size", maximum=_MAX_SYMBOLS)
         check_integers(arguments, "num_positions", minimum=2, maximum=_MAX_SYMBOLS)
-        check_integers(arguments, "end", minimum=0, maximum=vocab_size - 1, optional=True)
+        check_integers(arguments, "end", "start", minimum=0, maximum=vocab_size - 1, optional=True)
+        if not isinstance(tokenizer, str | None):
+            raise ConfigError(f"tokenizer: expected the name of a file or null, got {tokenizer!r:.100}")
         self._config = json.dumps(arguments)
         self.network = CausalTransformer(
             vocab_size, num_positions, features, num_layers, num_heads, tied=tied, epsilon=epsilon, rngs=rngs
@@ -78,6 +102,17 @@ class GPT2(nnx.Module):
     def config(self) -> Mapping[str, Any]:
         """The constructor's arguments, as JSON takes them."""
         return json.loads(self._config)
+
+    def published_weights(self) -> dict[str, PublishedWeight]:
+        """The weights by the names that transformers stores them under."""
+        found = {}
+        for path, _ in nnx.to_flat_state(nnx.state(self, nnx.Param)):
+            name = ".".join(map(str, path[1:]))
+            for ours, theirs in _PUBLISHED_NAMES.items():
+                name = name.replace(ours, theirs)
+            axes = (1, 0) if name == "lm_head.weight" else None  # of other layers outputs come last there too
+            found[name if name == "lm_head.weight" else f"transformer.{name}"] = PublishedWeight(path, axes)
+        return found
 
     def log_prob(
         self, tokens: Int[Array, "batch tokens"], length: Int[Array, " batch"]
@@ -97,7 +132,11 @@ class GPT2(nnx.Module):
         """`generate` and `log_prob`."""
         config = self.config
         most = config["num_positions"]
-        says = Continuing(most, min(_NEW_TOKENS, most - 1))
+        usual = min(_NEW_TOKENS, most - 1)
+        continuing = Continuing(most, usual)
+        says: Continuing | ContinuingText = continuing
+        if config["tokenizer"] is not None:
+            says = ContinuingText(config["tokenizer"], most, usual, config["start"])
         loop = TokenLoop(_prompt, _prefill, _next, config["vocab_size"], end=config["end"])
         tokens = TensorSpec(("max_prompt",), np.int32, doc="symbols, with anything after the prompt's end")
         sizes = {"max_prompt": Option(min(_PROMPT, most), minimum=1, maximum=most, doc="Room for a prompt.")}
@@ -108,9 +147,9 @@ class GPT2(nnx.Module):
         return {
             "generate": Endpoint(
                 loop,
-                {"tokens": tokens, **says.inputs},
-                sizes | says.room_options,
-                doc="go on with tokens",
+                {"tokens": tokens, **continuing.inputs},
+                sizes | continuing.room_options,
+                doc="go on with tokens" if says is continuing else "go on with text",
                 says=says,
             ),
             "log_prob": Endpoint(
@@ -136,5 +175,7 @@ def _next(model: GPT2, token: Array, index: Array, cache: Any, inputs: Mapping[s
     return model.network.step(token, index, cache)
 
 
-def _log_prob(model: GPT2, keys: Key[Array, " batch"], inputs: dict[str, Array]) -> dict[str, Array]:
+def _log_prob(
+    model: GPT2, keys: Key[Array, " batch"], inputs: dict[str, Array], *, max_prompt: int
+) -> dict[str, Array]:
     return {"log_prob": model.log_prob(inputs["tokens"], inputs["length"])}

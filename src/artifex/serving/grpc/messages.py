@@ -38,6 +38,7 @@ from artifex.serving.plane.tensors import (
     dtype_of,
     reshaped,
     tensor_from_bytes,
+    tensor_to_bytes,
 )
 
 _PACKAGE = "inference"
@@ -104,7 +105,7 @@ def encode_response(response: InferResponse) -> Any:
         setattr(message.parameters[name], _parameter_field(value), value)
     for name, array in response.outputs.items():
         message.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
-        message.raw_output_contents.append(array.tobytes())
+        message.raw_output_contents.append(bytes(tensor_to_bytes(array)))
     return message
 
 

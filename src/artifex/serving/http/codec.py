@@ -124,7 +124,7 @@ def encode_response(
         elif entry["datatype"] == "BF16":
             raise InputError(f"output {name!r} is BF16, which has no form in JSON; ask for binary data")
         else:
-            entry["data"] = array.ravel()
+            entry["data"] = array.tolist() if entry["datatype"] == "BYTES" else array.ravel()
         outputs.append(entry)
     content: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
     if response.id:

@@ -100,6 +100,7 @@ async def read_object(body: bytes, json: JsonProcess) -> dict[str, Any]:
 
 async def _shown(asked: Generate, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Outputs with pictures in the form that was asked for."""
+    outputs = asked.call.given(outputs)
     if asked.pictures == "numbers":
         return dict(outputs)
     names = [name for name in asked.call.endpoint.picture_outputs if name in outputs]
@@ -110,9 +111,10 @@ async def _shown(asked: Generate, outputs: Mapping[str, np.ndarray]) -> dict[str
 
 async def _dumped(facts: dict[str, Any], outputs: Mapping[str, Any], json: JsonProcess) -> bytes:
     arrays = {name: _named(array) for name, array in outputs.items() if isinstance(array, np.ndarray)}
-    content = {**facts, **outputs, **arrays}
+    texts = {name: array.tolist() for name, array in arrays.items() if array.dtype == object}
+    content = {**facts, **outputs, **arrays, **texts}
     size = sum(array.nbytes for array in arrays.values())
-    urls = [one for one in outputs.values() if isinstance(one, str | list)]
+    urls = [one for one in (*outputs.values(), *texts.values()) if isinstance(one, str | list)]
     size += sum(len(one) if isinstance(one, str) else sum(map(len, one)) for one in urls)
     if size < LARGE_BYTES:
         return dump_json(content)

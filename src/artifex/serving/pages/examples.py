@@ -63,11 +63,11 @@ def infer_example(endpoint: ServedEndpoint) -> dict[str, Any] | None:
 
 
 def _rows(endpoint: ServedEndpoint) -> dict[str, Any] | None:
-    """A row of zeros for each input that is needed."""
+    """A row for each input that is needed: of zeros, or of the least integer that it may be."""
     specs = {name: endpoint.inputs[name] for name in needed_inputs(endpoint)}
     if any(math.prod(spec.shape) > _MAX_ELEMENTS for spec in specs.values()):
         return None
     return {
-        name: np.zeros(spec.shape, bool if np.dtype(spec.dtype) == bool else int).tolist()
+        name: np.full(spec.shape, spec.minimum or 0, bool if np.dtype(spec.dtype) == bool else int).tolist()
         for name, spec in specs.items()
     }

@@ -64,7 +64,7 @@ def generate_request(endpoint: ServedEndpoint, max_rows: int) -> Json:
     properties = {**inputs, **generate_options(endpoint, max_rows), **inputs, **fields}
     if endpoint.draws:
         properties["seed"] = _one_or_many(_SEED, "Of all rows, or one for each; a random one by default.")
-    names = array_of({**TEXT, "enum": [*endpoint.outputs]})
+    names = array_of({**TEXT, "enum": [*endpoint.texts, *endpoint.outputs]})
     properties |= {
         "outputs": described(names, "Which outputs; all by default."),
         "id": _ID,
@@ -98,7 +98,8 @@ def generate_options(endpoint: ServedEndpoint, max_rows: int) -> Json:
 
 def generate_response(endpoint: ServedEndpoint) -> Json:
     """The JSON that generate answers with for one endpoint."""
-    outputs = {name: _output(spec) for name, spec in endpoint.outputs.items()}
+    outputs = {name: array_of(TEXT) for name in endpoint.texts}
+    outputs |= {name: _output(spec) for name, spec in endpoint.outputs.items()}
     return object_of({**_ORIGIN, **outputs}, [*_NAMED])
 
 
@@ -134,7 +135,7 @@ def _element(spec: TensorSpec) -> Json:
     dtype = np.dtype(spec.dtype)
     schema: Json = {"type": _KINDS.get(dtype.kind, "number")}  # bfloat16 is of a kind of its own
     if dtype.kind in "iu":
-        schema |= {"minimum": int(np.iinfo(dtype).min), "maximum": int(np.iinfo(dtype).max)}
+        schema |= dict(zip(("minimum", "maximum"), spec.limits, strict=True))
     return schema
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from artifex.generative_models.core.errors import ArtifexError, InputError
-from artifex.generative_models.core.fields import Said, checked_fields
+from artifex.generative_models.core.fields import Finishing, Said, checked_fields
 from artifex.generative_models.core.keys import RowKeys
 from artifex.generative_models.inference.batching.previews import Preview
 from artifex.generative_models.inference.executor.jobs import Job, Late
@@ -58,7 +58,7 @@ class Call:
         try:
             return self.loaded.batcher.submit_job(
                 job,
-                outputs=self.request.outputs,
+                outputs=self._computed(),
                 timeout=self.timeout,
                 only_waits=self.only_waits,
                 on_preview=on_preview,
@@ -68,19 +68,49 @@ class Call:
             self.loaded.refused[self.endpoint.name] += 1
             raise
 
+    def given(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the client gets of what was computed: text too, where there is some."""
+        says, wanted = self.endpoint.says, self.request.outputs
+        if not isinstance(says, Finishing):
+            return dict(outputs)
+        found = says.finished(outputs)
+        return found if wanted is None else {name: found[name] for name in wanted}
+
+    def _computed(self) -> Sequence[str] | None:
+        """Names of the outputs that are computed for it; None is all."""
+        wanted, texts = self.request.outputs, self.endpoint.texts
+        if wanted is None or not texts:
+            return wanted
+        there = (*texts, *self.endpoint.outputs)
+        for name in wanted:
+            if name not in there:
+                raise InputError(
+                    f"{self.endpoint.name}: no output {short(name)}; it gives {', '.join(there)}"
+                )
+        return None
+
     def finished(self) -> None:
         """Notes that it has been answered."""
         self.loaded.last_inference = int(1e3 * time.time())
 
-    def response(self, outputs: Mapping[str, np.ndarray], *, is_preview: bool = False) -> InferResponse:
-        """The response to a request, or one of those before it."""
-        if not is_preview:
+    def response(
+        self, outputs: Mapping[str, np.ndarray], looks: Mapping[str, np.ndarray] | None = None
+    ) -> InferResponse:
+        """The response to a request, or one of those before it.
+
+        Args:
+            outputs: What was computed.
+            looks: The numbers and steps of the rows of a preview, which this then is, as more outputs.
+        """
+        if looks is None:
             self.finished()
         request, loaded = self.request, self.loaded
         parameters: Parameters = {"seed": self.seed} if isinstance(self.seed, int) else {}
-        if is_preview:
+        if looks is not None:
             parameters["preview"] = True
-        return InferResponse(request.model, loaded.version, request.id, parameters, outputs)
+        return InferResponse(
+            request.model, loaded.version, request.id, parameters, {**self.given(outputs), **(looks or {})}
+        )
 
 
 class DataPlane:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from artifex.generative_models.core.endpoint import changed_options
 from artifex.generative_models.core.errors import ArtifexError, InputError
-from artifex.generative_models.core.fields import Field, Preparation
+from artifex.generative_models.core.fields import Field, Finishing, Preparation
 from artifex.generative_models.core.specs import Option, TensorSpec
 from artifex.generative_models.inference.batching.batcher import Batcher
 from artifex.generative_models.inference.batching.stats import BatcherStats
@@ -83,6 +83,11 @@ class ServedEndpoint:
         return ", ".join([*self.inputs, *self.fields]) or "none"
 
     @property
+    def texts(self) -> Collection[str]:
+        """Names of the outputs that are strings, one a row."""
+        return self.says.texts if isinstance(self.says, Finishing) else ()
+
+    @property
     def picture_inputs(self) -> list[str]:
         """Names of the inputs that are pictures [H, W, C]."""
         return [name for name, spec in self.inputs.items() if is_picture(spec)]
@@ -100,7 +105,8 @@ class ServedEndpoint:
             inputs.append({"name": name, "datatype": field_datatype(field), "shape": [-1]})
         if self.draws:
             inputs.append({"name": "seed", "datatype": "INT64", "shape": [-1]})
-        return inputs, [_tensor(name, spec) for name, spec in self.outputs.items()]
+        outputs = [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in self.texts]
+        return inputs, outputs + [_tensor(name, spec) for name, spec in self.outputs.items()]
 
     def is_optional(self, name: str) -> bool:
         """Whether requests may leave an input out."""

@@ -92,7 +92,7 @@ def response_of(call: Call, part: StreamedRows) -> InferResponse:
     if part.steps is None:
         return call.response(part.outputs)
     seen = {"index": np.array(part.rows, np.int64), "step": np.array(part.steps, np.int64)}
-    return call.response({**part.outputs, **seen}, is_preview=True)
+    return call.response(part.outputs, seen)
 
 
 def _drop(newest: dict[int, Seen], start: int, stop: int) -> None:

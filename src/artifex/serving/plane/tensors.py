@@ -158,7 +158,13 @@ def tensor_from_bytes(name: str, datatype: Any, shape: tuple[int, ...], data: me
 
 
 def tensor_to_bytes(array: np.ndarray) -> bytes | memoryview:
-    """A tensor's binary form; without a copy where that would take longer than to arrange for none."""
+    """A tensor's binary form; without a copy where that would take longer than to arrange for none.
+
+    A string is its length, a little-endian uint32, and its UTF-8.
+    """
+    if array.dtype == object:
+        texts = [text.encode() for text in array.reshape(-1)]
+        return b"".join(part for text in texts for part in (struct.pack("<I", len(text)), text))
     if array.nbytes < _COPIED_BYTES:
         return array.tobytes()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -29,6 +29,7 @@ class SubpixelConv(nnx.Module):
         out_features: Channels out.
         kernel_size: Side of the convolution. Output pixels 2i and 2i+1 read input pixels i to
             i + kernel_size - 1, zero beyond the edge.
+        use_bias: Whether a bias is added.
         rngs: Random number generators for the weights.
 
     References:
@@ -36,7 +37,15 @@ class SubpixelConv(nnx.Module):
         Convolutional Neural Network*, 2016, equation 4. https://arxiv.org/abs/1609.05158
     """
 
-    def __init__(self, in_features: int, out_features: int, kernel_size: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        use_bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
         reach = (0, kernel_size - 1)
         kernel = (kernel_size, kernel_size)
         self.conv = nnx.Conv(
@@ -44,6 +53,7 @@ class SubpixelConv(nnx.Module):
             4 * out_features,
             kernel,
             padding=(reach, reach),
+            use_bias=use_bias,
             kernel_metadata=logical_axes(None, None, "features", None),
             rngs=rngs,
         )
@@ -57,12 +67,14 @@ class SubpixelConv(nnx.Module):
         self, taps: tuple[int, int], parts: tuple[int, int]
     ) -> tuple[Float[Array, "k out"], Float[Array, " out"]]:
         """Matrix and bias for the first taps, and the first output pixels, along each axis."""
-        assert self.conv.bias is not None  # as __init__ made it
         side = self.kernel_size
         kernel = self.conv.kernel[...].reshape(side, side, -1, 2, 2, self.conv.out_features // 4)
         kernel = kernel[: taps[0], : taps[1], :, : parts[0], : parts[1]]
-        bias = self.conv.bias[...].reshape(2, 2, -1)[: parts[0], : parts[1]].reshape(-1)
-        return kernel.reshape(-1, len(bias)), bias
+        if self.conv.bias is None:
+            bias = jnp.zeros(kernel.shape[3:], kernel.dtype)
+        else:
+            bias = self.conv.bias[...].reshape(2, 2, -1)[: parts[0], : parts[1]]
+        return kernel.reshape(-1, bias.size), bias.reshape(-1)
 
     def __call__(self, x: Float[Array, "batch h w in"]) -> Float[Array, "batch 2*h 2*w out"]:
         """Channel (a, b, c) of input pixel (i, j) becomes channel c of output pixel (2i + a, 2j + b)."""

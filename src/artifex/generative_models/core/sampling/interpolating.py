@@ -9,35 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from artifex.generative_models.core.between import spherical
 from artifex.generative_models.core.sampling.linear import LinearSampler, LinearState, wide
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key
-
-_LEAST_SINE = 1e-4  # of the angle between vectors, under which they are taken to be on one line
-
-
-def spherical(
-    x: Float[Array, "rows ..."], y: Float[Array, "rows ..."], weight: Float[Array, " rows"]
-) -> Float[Array, "rows ..."]:
-    """What is between x at weight 0 and y at 1, along the arc from one to the other.
-
-    sin((1 - w) angle) / sin(angle) x + sin(w angle) / sin(angle) y, row by row. Where there is no one arc, as
-    between vectors of one direction, of opposite ones, or of no length, it is the straight line.
-
-    References:
-        Shoemake, *Animating rotation with quaternion curves*, 1985, section 3.3.
-        https://doi.org/10.1145/325334.325242
-    """
-    one, other = (_directions(rows) for rows in (x, y))
-    # By its half, since the cosine of small angles is 1 in float32.
-    angle = 2 * jnp.arctan2(jnp.linalg.norm(one - other, axis=1), jnp.linalg.norm(one + other, axis=1))
-    sine = jnp.sin(angle)
-    has_arc = (sine > _LEAST_SINE) & jnp.any(one != 0, axis=1) & jnp.any(other != 0, axis=1)
-    safe = jnp.where(has_arc, sine, jnp.ones_like(sine))
-    of_x = jnp.where(has_arc, jnp.sin((1 - weight) * angle) / safe, 1 - weight)
-    of_y = jnp.where(has_arc, jnp.sin(weight * angle) / safe, weight)
-    return wide(of_x, x) * x + wide(of_y, y) * y
 
 
 class BetweenState(NamedTuple):
@@ -118,10 +94,3 @@ def _at(x: Float[Array, "rows ..."], step: Int[Array, " rows"]) -> LinearState:
     x = x.astype(jnp.float32)
     nothing = jnp.zeros_like(x)
     return LinearState(x, nothing, nothing, nothing, step)
-
-
-def _directions(rows: Float[Array, "rows ..."]) -> Float[Array, "rows size"]:
-    """Vectors of length 1; none stays none."""
-    flat = rows.reshape(len(rows), -1)
-    length = jnp.linalg.norm(flat, axis=1, keepdims=True)
-    return flat / jnp.where(length > 0, length, jnp.ones_like(length))

@@ -55,6 +55,9 @@ class Inverting:
         found = {"num_steps": steps_field(json.loads(self.scheduler), self.num_steps, most)}
         if self.returns:
             found["weight"] = Field(float, 0.5, minimum=0, maximum=1, doc="How far from x to y.")
+            found["mode"] = Field(
+                str, "spherical", choices=("spherical",), doc="On the arc between their noises."
+            )
         return found | label_fields(self.num_labels, self.knows_none)
 
     @property

@@ -13,6 +13,8 @@ from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.batching.batcher import Batcher
 from artifex.generative_models.inference.batching.previews import Preview
 from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.offline.calling import with_said
+from artifex.generative_models.inference.offline.latents import decoded_name, encoded_name
 from artifex.generative_models.inference.offline.sampling import sampling
 
 if TYPE_CHECKING:
@@ -40,17 +42,24 @@ class AsyncInferenceServer:
     def __init__(self, model: Model | Executor, max_workers: int = 4):
         self.batcher = Batcher(model, max_in_flight=max_workers)
 
-    async def encode_async(self, images: ArrayLike) -> Float[np.ndarray, "rows latent"]:
-        """Encodes pictures [rows, H, W, C] to the means of their posteriors."""
-        return (await self.batcher.submit_async("encode", {"x": images}, outputs=("mean",)))["mean"]
+    async def encode_async(self, images: ArrayLike, **given: Any) -> Float[np.ndarray, "rows latent"]:
+        """Encodes pictures [rows, H, W, C] to the means of their posteriors, to latents or to codes.
 
-    async def decode_async(self, latents: ArrayLike) -> Float[np.ndarray, "rows h w c"]:
-        """Decodes latents [rows, latent]."""
-        return (await self.batcher.submit_async("decode", {"z": latents}))["x"]
+        Args:
+            images: The pictures.
+            **given: What else the endpoint takes, such as a label, for all rows or one a row.
+        """
+        name = encoded_name(self.batcher.executor)
+        return (await self._call("encode", {"x": images}, given, (name,)))[name]
 
-    async def reconstruct_async(self, images: ArrayLike) -> Float[np.ndarray, "rows h w c"]:
-        """Encodes and decodes pictures [rows, H, W, C]."""
-        return (await self.batcher.submit_async("reconstruct", {"x": images}))["x"]
+    async def decode_async(self, latents: ArrayLike, **given: Any) -> Float[np.ndarray, "rows h w c"]:
+        """Decodes latents [rows, latent]; what is given is as for `encode_async`."""
+        name = decoded_name(self.batcher.executor)
+        return (await self._call("decode", {name: latents}, given))["x"]
+
+    async def reconstruct_async(self, images: ArrayLike, **given: Any) -> Float[np.ndarray, "rows h w c"]:
+        """Encodes and decodes pictures [rows, H, W, C]; what is given is as for `encode_async`."""
+        return (await self._call("reconstruct", {"x": images}, given))["x"]
 
     async def generate_async(
         self,
@@ -79,6 +88,16 @@ class AsyncInferenceServer:
         rows = how.rows(0, num_samples)
         outputs = self.batcher.submit_async("generate", rows, on_preview=on_preview, every=every, **call)
         return (await outputs)["x"]
+
+    async def _call(
+        self,
+        endpoint: str,
+        inputs: dict[str, Any],
+        given: dict[str, Any],
+        outputs: tuple[str, ...] | None = None,
+    ) -> dict[str, Any]:
+        rows, options = with_said(self.batcher.executor, endpoint, inputs, given)
+        return await self.batcher.submit_async(endpoint, rows, outputs=outputs, **options)
 
     def shutdown(self) -> None:
         """Finishes what was asked for and refuses what is new."""

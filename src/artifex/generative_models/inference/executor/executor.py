@@ -250,8 +250,8 @@ class Executor:
         ]
         for looks in side_by_side(runs):
             parts = []
-            for piece, (found, broken) in zip(pieces, looks, strict=True):
-                job.check_results(piece.start, piece.stop, {**found.outputs, FINITE: broken})
+            for piece, (found, broken, done) in zip(pieces, looks, strict=True):
+                job.check_results(piece.start, piece.stop, {**found.outputs, FINITE: broken}, done)
                 parts.append(found)
             yield Progress.joined(parts)
 

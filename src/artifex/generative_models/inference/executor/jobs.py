@@ -178,11 +178,20 @@ class Job:
                     f"{self.program.name}: {name}: row {row} has a NaN or infinite value as {dtype.name}"
                 )
 
-    def check_results(self, start: int, stop: int, results: Mapping[str, Any]) -> None:
-        """Waits for the results of rows, and refuses those that are NaNs or infinities.
+    def check_results(
+        self, start: int, stop: int, results: Mapping[str, Any], done: np.ndarray | None = None
+    ) -> None:
+        """Waits for the results of rows, and refuses NaNs, infinities, and what the endpoint does not allow.
+
+        Args:
+            start: The first row.
+            stop: The row after the last.
+            results: Arrays [at least rows, ...] by name.
+            done: Which rows have results, bool [rows]; the others have previews. None is all.
 
         Raises:
-            InputError: On an accelerator, they come of an input that has one.
+            InputError: What the endpoint requires of a row does not hold; or on an accelerator, an input is
+                not finite.
             NonFiniteError: There is one; it says in which row.
         """
         num_rows, when = stop - start, ""
@@ -202,12 +211,29 @@ class Job:
                 if (row := _first_not_finite(rows, rows.dtype)) is not None:
                     bad.append(row)
         if not bad:
+            self._check_required(start, stop, results, done)
             return
         row = self.first_row + start + min(bad)
         raise NonFiniteError(
             f"{self.program.name}: row {row} came out NaN or infinite{when}: the model's weights, or what "
             "it was given, are at the limit of its dtype, or it divides by zero"
         )
+
+    def _check_required(
+        self, start: int, stop: int, results: Mapping[str, Any], done: np.ndarray | None
+    ) -> None:
+        if self.program.requires is None:
+            return
+        name, told = self.program.requires
+        holds = np.asarray(results[name])[: stop - start]
+        if done is not None:
+            holds = holds | ~done
+        if holds.all():
+            return
+        row = int(np.argmin(holds))
+        outputs = self.program.outputs
+        scalars = {name: np.asarray(results[name])[row] for name in outputs if not outputs[name].shape}
+        raise InputError(f"{self.program.name}: row {self.first_row + start + row}: {told.format(**scalars)}")
 
 
 def _first_not_finite(rows: np.ndarray, dtype: np.dtype[Any]) -> int | None:
@@ -432,13 +458,15 @@ def _checked_scalar(endpoint: str, name: str, spec: TensorSpec, value: Any) -> f
 
 
 def _check_range(endpoint: str, name: str, spec: TensorSpec, array: Any) -> None:
-    """Refuses integers that another dtype would wrap around."""
-    if array.dtype == spec.dtype or array.dtype.kind not in "iu" or np.dtype(spec.dtype).kind not in "iu":
+    """Refuses integers that the model does not take, or that another dtype would wrap around."""
+    if array.dtype.kind not in "iu" or np.dtype(spec.dtype).kind not in "iu":
         return
-    limits, host = np.iinfo(spec.dtype), np.asarray(array)
-    if host.size and not limits.min <= host.min() <= host.max() <= limits.max:
+    if array.dtype == spec.dtype and spec.minimum is None and spec.maximum is None:
+        return
+    (least, largest), host = spec.limits, np.asarray(array)
+    if host.size and not least <= host.min() <= host.max() <= largest:
         raise InputError(
-            f"{endpoint}: {name}: expected integers from {limits.min} to {limits.max}, "
+            f"{endpoint}: {name}: expected integers from {least} to {largest}, "
             f"got {host.min()} to {host.max()}"
         )
 

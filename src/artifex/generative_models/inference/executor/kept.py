@@ -107,13 +107,15 @@ class KeptProgram:
 
 def described_spec(spec: TensorSpec) -> list[Any]:
     """A spec as JSON takes it."""
-    return [spec.shape, jnp.dtype(spec.dtype).name, spec.default, spec.doc, spec.image_range]
+    dtype = jnp.dtype(spec.dtype).name
+    return [spec.shape, dtype, spec.default, spec.doc, spec.image_range, spec.minimum, spec.maximum]
 
 
 def spec_of(described: list[Any]) -> TensorSpec:
     """The spec that was described."""
-    shape, dtype, default, doc, image_range = described
-    return TensorSpec(tuple(shape), dtype, default, doc, None if image_range is None else tuple(image_range))
+    shape, dtype, default, doc, image_range, *limits = described
+    pixels = None if image_range is None else tuple(image_range)
+    return TensorSpec(tuple(shape), dtype, default, doc, pixels, *limits)
 
 
 def read_part(name: str) -> bytes | None:

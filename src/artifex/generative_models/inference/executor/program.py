@@ -66,7 +66,7 @@ class Program:
 
     Raises:
         InputError: An output has no batch axis.
-        InputTypeError: What it returns are not arrays by name.
+        InputTypeError: What it returns are not arrays by name, or what it requires is no output, bool [rows].
     """
 
     def __init__(
@@ -115,6 +115,11 @@ class Program:
         self.weights, self.needs_keys = trace.weights, trace.needs_keys
         self.outputs, self._strided = trace.outputs, trace.strided
         self.captured_bytes = trace.captured_bytes
+        self.requires = endpoint.requires
+        if self.requires is not None and self.outputs.get(self.requires[0]) != TensorSpec((), np.bool_):
+            raise InputTypeError(
+                f"{name}: requires: expected an output that is bool [rows], got {self.requires[0]!r}"
+            )
 
     @property
     def max_batch_size(self) -> int:

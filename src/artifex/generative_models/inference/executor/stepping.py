@@ -208,9 +208,10 @@ class Parts:
 
     def empty(self) -> jax.stages.Lowered:
         """State and rows of zeros, to put rows into."""
+        held = self.held  # which places weights that the loop does not read, and so is no part of a trace
 
         def empty() -> Any:
-            return jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), self.held)
+            return jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), held)
 
         return jax.jit(empty, out_shardings=self.rows).lower()
 
@@ -296,7 +297,7 @@ class Stepped:
 
     def run(
         self, arguments: Sequence[Any], num_rows: int, size: int, every: int
-    ) -> Iterator[tuple[Progress, np.ndarray]]:
+    ) -> Iterator[tuple[Progress, np.ndarray, np.ndarray]]:
         """Takes steps, so many at a time, and looks after each time; the next are taken meanwhile.
 
         Args:
@@ -306,7 +307,7 @@ class Stepped:
             every: Steps between two looks.
 
         Yields:
-            What was seen, and of each row the step after which it was not finite, or -1.
+            What was seen, of each row the step after which it was not finite, or -1, and which are done.
         """
         said = np.int32(every), np.bool_(False), np.arange(size) >= num_rows
         carried, told = self._steps(*said, self._start(*arguments), *arguments)
@@ -318,7 +319,7 @@ class Stepped:
             carried, told = self._steps(*said, carried, *arguments)  # none, where no row is left
             outputs, (rests, broken, steps) = jax.tree.map(np.asarray, seen)
             left = int(len(rests) - np.count_nonzero(rests))
-            yield Progress(outputs, steps, left).first(num_rows), broken
+            yield Progress(outputs, steps, left).first(num_rows), broken, rests[:num_rows]
 
 
 def side_by_side(runs: Sequence[Iterator[T]]) -> Iterator[list[T]]:

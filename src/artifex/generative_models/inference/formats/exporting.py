@@ -14,6 +14,7 @@ from artifex.generative_models.core.config import model_type_of, write_json
 from artifex.generative_models.core.directories import local_path, replacing
 from artifex.generative_models.core.endpoint import ExportableModel
 from artifex.generative_models.core.errors import ExportError, InputTypeError
+from artifex.generative_models.core.tokenizer import copied_beside
 from artifex.generative_models.inference.executor.program import MANY_CAPTURED
 from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.formats.loading import check_image_range
@@ -84,7 +85,7 @@ def export_model(
         },
     }
     with replacing(target) as temporary:
-        write_json(temporary / "config.json", model.config)
+        write_json(temporary / "config.json", copied_beside(model.config, temporary))
         write_json(temporary / "metadata.json", facts)
         manager, _ = setup_checkpoint_manager(temporary / "checkpoints")
         with manager:

@@ -17,7 +17,7 @@ from flax import nnx
 
 from artifex.generative_models.core.config import abstract_model, read_json
 from artifex.generative_models.core.errors import CheckpointMismatchError, ConfigError
-from artifex.generative_models.core.published import Published, PublishedWeight
+from artifex.generative_models.core.published import PublishedWeight, PublishedWeights
 from artifex.generative_models.inference.formats.restoring import restored
 from artifex.generative_models.inference.formats.safetensors import StoredArray, stored_arrays
 
@@ -138,5 +138,5 @@ def _by_path(template: nnx.Module) -> dict[str, PublishedWeight]:
 
 def _own_names(template: nnx.Module) -> dict[str, PublishedWeight]:
     """The weights by all names that a map may give them."""
-    published = template.published_weights() if isinstance(template, Published) else {}
+    published = template.published_weights() if isinstance(template, PublishedWeights) else {}
     return published | _by_path(template)

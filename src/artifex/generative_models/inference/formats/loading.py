@@ -17,8 +17,10 @@ from artifex.generative_models.core.config import abstract_model, read_json
 from artifex.generative_models.core.directories import foreign_weights, local_path
 from artifex.generative_models.core.errors import ConfigError, InputError
 from artifex.generative_models.core.sharding import WeightLayout
+from artifex.generative_models.core.tokenizer import found_beside
 from artifex.generative_models.inference.formats.diffusers import described, find_diffusers, is_diffusers
 from artifex.generative_models.inference.formats.found import Found
+from artifex.generative_models.inference.formats.transformers import find_transformers, is_transformers
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -93,11 +95,11 @@ def load_exported_model(
     sharding: jax.sharding.Sharding | WeightLayout | None = None,
     variant: str | None = None,
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Restores a model from an export directory, or from a directory of diffusers.
+    """Restores a model from an export directory, or from a directory of diffusers or transformers.
 
     Args:
-        export_dir: What `export_model` wrote, the name of a bundled model, or a model or pipeline that
-            diffusers wrote.
+        export_dir: What `export_model` wrote, the name of a bundled model, a model or pipeline that diffusers
+            wrote, or a GPT-2 that transformers wrote.
         step: Training step of an export; `None` takes the one that it names.
         dtype: Casts floating-point weights; `None` is the `compute_dtype` that the metadata names, which a
             model that is stored in fewer bits than it computes in has, or else the dtype that they have.
@@ -130,9 +132,13 @@ def find_directory(
             raise InputError(f"step: {path} is a directory of diffusers, which has no training steps")
         return find_diffusers(path, variant)
     if variant is not None:
-        raise InputError(f"variant: expected none of an export, got {variant!r}")
+        raise InputError(f"variant: expected none but of diffusers, got {variant!r}")
+    if not (path / "metadata.json").is_file() and is_transformers(path):
+        if step is not None:
+            raise InputError(f"step: {path} is a directory of transformers, which has no training steps")
+        return find_transformers(path)
     metadata = read_metadata(path)
-    config, model_type = read_json(path / "config.json"), metadata["model_type"]
+    config, model_type = found_beside(read_json(path / "config.json"), path), metadata["model_type"]
     restore = partial(
         load_model_for_inference,
         path / "checkpoints",

@@ -134,6 +134,7 @@ class Snapshot:
                 kept["doc"],
                 says,
                 kept["ahead"],
+                kept["requires"] and tuple(kept["requires"]),
             )
         leaves = jax.device_put(arrays, self.device)
         return KeptModel(leaves, endpoints, lambda weights: merge()(weights))
@@ -285,6 +286,7 @@ def _described(endpoint: Endpoint) -> dict[str, Any] | None:
         "is_loop": isinstance(endpoint.fn, Loop),
         "says": says,
         "ahead": endpoint.ahead,
+        "requires": endpoint.requires,
     }
 
 

@@ -16,6 +16,7 @@ from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.shared import executor_for
 from artifex.generative_models.inference.measure.timing import MIN_RUNS, check_count, time_calls
+from artifex.generative_models.inference.offline.calling import with_said
 from artifex.generative_models.inference.offline.sampling import sampling
 
 if TYPE_CHECKING:
@@ -104,7 +105,10 @@ def benchmark_vae_inference(
     pictures, latents = executor.spec("encode")[0]["x"], executor.spec("decode")[0]["z"]
     x = jax.random.uniform(of_pictures, (batch_size, *pictures.shape), pictures.dtype)
     z = jax.random.normal(of_latents, (batch_size, *latents.shape), latents.dtype)
-    calls = {"encode": partial(executor, "encode", {"x": x}), "decode": partial(executor, "decode", {"z": z})}
+    calls: dict[str, Callable[[], Any]] = {}
+    for name, given in {"encode": {"x": x}, "decode": {"z": z}}.items():
+        inputs, options = with_said(executor, name, given)
+        calls[name] = partial(executor, name, inputs, **options)
     found = []
     for name, call in calls.items():
         facts = benchmark_inference(call, num_runs, batch_size=batch_size)

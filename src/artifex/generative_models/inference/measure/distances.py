@@ -4,8 +4,7 @@ All are computed in float64 and in blocks, so that of n pictures no n x n number
 
 References:
     Heusel et al. 2017, https://arxiv.org/abs/1706.08500 (Fréchet distance); Binkowski et al. 2018,
-    https://arxiv.org/abs/1801.01401 (kernel distance); Kynkäänniemi et al. 2019,
-    https://arxiv.org/abs/1904.06991 (precision and recall).
+    https://arxiv.org/abs/1801.01401 (kernel distance).
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ import numpy as np
 from artifex.generative_models.core.errors import InputError
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
 
     Features = Float[np.ndarray, "pictures features"]
 
-_BLOCK_NUMBERS = 1 << 22  # of a block of distances: 32 MB
+_BLOCK_NUMBERS = 1 << 17  # of a block of distances or features: 1 MB, which caches hold
 
 
 class Moments(NamedTuple):
@@ -91,6 +90,24 @@ def moments(features: Features) -> Moments:
     return so_far.moments
 
 
+def weighted_moments(features: Features, counts: Float[np.ndarray, " pictures"]) -> Moments:
+    """Of features that are there so many times each, such as in a bootstrap resample.
+
+    Args:
+        features: Float64 [pictures, features], whose means are near 0, since squares of them are subtracted.
+        counts: From 0; at least two in all.
+    """
+    total = counts.sum()
+    scatter = np.zeros((features.shape[1],) * 2)
+    size = max(1, _BLOCK_NUMBERS // features.shape[1])
+    for start in range(0, len(features), size):
+        rows = slice(start, start + size)
+        scaled = features[rows] * np.sqrt(counts[rows])[:, None]
+        scatter += scaled.T @ scaled
+    mean = counts @ features / total
+    return Moments(mean, (scatter - total * np.outer(mean, mean)) / (total - 1))
+
+
 def frechet_distance(some: Moments, others: Moments) -> float:
     """The Fréchet distance of two normal distributions: `|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½)`.
 
@@ -122,7 +139,7 @@ def kernel_distance(some: Features, others: Features) -> float:
     Raises:
         InputError: Fewer than two pictures, or another number of features.
     """
-    some, others = _pair(some, others, least=2)
+    some, others = checked_pair(some, others, least=2)
 
     def within(features: Features) -> float:
         size = len(features)
@@ -132,70 +149,13 @@ def kernel_distance(some: Features, others: Features) -> float:
     return within(some) + within(others) - 2 * _kernel_sum(some, others) / (len(some) * len(others))
 
 
-class Manifolds(NamedTuple):
-    """Which pictures lie where those of the other set do.
-
-    Args:
-        drawn: Of each that was drawn, whether it is among real ones; its mean is the precision.
-        real: Of each that is real, whether it is among drawn ones; its mean is the recall.
-    """
-
-    drawn: Bool[np.ndarray, " drawn"]
-    real: Bool[np.ndarray, " real"]
-
-    @property
-    def precision(self) -> float:
-        """The share of drawn pictures that look real."""
-        return float(self.drawn.mean())
-
-    @property
-    def recall(self) -> float:
-        """The share of real pictures such as are drawn."""
-        return float(self.real.mean())
-
-
-def manifolds(real: Features, drawn: Features, *, num_neighbours: int = 3) -> Manifolds:
-    """Precision and recall: a picture is among others if it is nearer to one than its k-th neighbour is.
-
-    Kynkäänniemi et al. 2019, equations 1 to 3.
-
-    Args:
-        real: Features of real pictures.
-        drawn: Features of drawn ones.
-        num_neighbours: k, from 1.
-
-    Raises:
-        InputError: Not more pictures than neighbours, or another number of features.
-    """
-    if num_neighbours < 1:
-        raise InputError(f"num_neighbours: expected at least 1, got {num_neighbours}")
-    real, drawn = _pair(real, drawn, least=num_neighbours + 1)
-    radius_real, radius_drawn = (_radii(features, num_neighbours) for features in (real, drawn))
-    among_real, among_drawn = np.zeros(len(drawn), bool), np.zeros(len(real), bool)
-    for start, distances in _squared_distances(real, drawn):
-        rows = slice(start, start + len(distances))
-        among_real |= (distances < radius_real[rows, None]).any(0)
-        among_drawn[rows] = (distances < radius_drawn).any(1)
-    return Manifolds(among_real, among_drawn)
-
-
-def nearest_distances(some: Features, others: Features) -> Float[np.ndarray, " pictures"]:
-    """How far each of some pictures lies from the nearest of others, by their features: float64 [pictures].
-
-    Raises:
-        InputError: No pictures, or another number of features.
-    """
-    some, others = _pair(some, others, least=1)
-    return np.sqrt(np.concatenate([block.min(1) for _, block in _squared_distances(some, others)]))
-
-
 def mean_distance(features: Features) -> float:
     """How far two different pictures of a set lie apart on average, by their features: their diversity.
 
     Raises:
         InputError: Fewer than two pictures.
     """
-    features, _ = _pair(features, features, least=2)
+    features, _ = checked_pair(features, features, least=2)
     total = 0.0
     for start, block in _squared_distances(features, features):
         block[np.arange(len(block)), start + np.arange(len(block))] = 0  # rounding left something there
@@ -206,16 +166,13 @@ def mean_distance(features: Features) -> float:
 def _kernel_sum(some: Features, others: Features) -> float:
     rows = max(1, _BLOCK_NUMBERS // len(others))
     blocks = (some[start : start + rows] for start in range(0, len(some), rows))
-    return float(sum((((block @ others.T) / some.shape[1] + 1) ** 3).sum() for block in blocks))
-
-
-def _radii(features: Features, num_neighbours: int) -> Float[np.ndarray, " pictures"]:
-    """The squared distance of each picture from its k-th neighbour in its own set."""
-    found = []
-    for start, block in _squared_distances(features, features):
-        block[np.arange(len(block)), start + np.arange(len(block))] = np.inf  # it is no neighbour of its own
-        found.append(np.partition(block, num_neighbours - 1, axis=1)[:, num_neighbours - 1])
-    return np.concatenate(found)
+    total = 0.0
+    for block in blocks:
+        kernel = block @ others.T
+        kernel /= some.shape[1]
+        kernel += 1
+        total += np.vdot(kernel, kernel * kernel)
+    return float(total)
 
 
 def _squared_distances(some: Features, others: Features) -> Iterator[tuple[int, np.ndarray]]:
@@ -228,7 +185,8 @@ def _squared_distances(some: Features, others: Features) -> Iterator[tuple[int, 
         yield start, np.maximum(squares, 0, out=squares)
 
 
-def _pair(some: Features, others: Features, *, least: int) -> tuple[np.ndarray, np.ndarray]:
+def checked_pair(some: Features, others: Features, *, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two sets in float64; refuses those that do not go together, or have fewer pictures than the least."""
     some, others = _checked("features", some, least=least), _checked("features", others, least=least)
     if some.shape[1] != others.shape[1]:
         raise InputError(

@@ -1,12 +1,16 @@
 """How good a model is: whether what it draws and reconstructs looks like real pictures.
 
 Pictures are looked at by the features that another model tells them by, and are never all in memory; features
-are. Every figure comes with the interval in which 95 % of its bootstrap resamples lie (Efron 1979).
+are. Every figure comes with the interval in which 95 % of its bootstrap resamples lie.
+
+References:
+    Salimans et al., *Improved techniques for training GANs*, 2016. https://arxiv.org/abs/1606.03498
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,22 +22,21 @@ from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.measure.distances import (
     frechet_distance,
     kernel_distance,
-    manifolds,
     mean_distance,
-    moments,
-    nearest_distances,
+    weighted_moments,
 )
 from artifex.generative_models.inference.measure.likeness import peak_signal_to_noise, structural_similarity
+from artifex.generative_models.inference.measure.neighbours import manifolds
+from artifex.generative_models.inference.measure.resampling import of_blocks, of_mean, of_means, of_sets
+from artifex.generative_models.inference.offline.calling import map_said
 from artifex.generative_models.inference.offline.chunks import row_chunks
 from artifex.generative_models.inference.offline.sources import Pictures
 from artifex.generative_models.inference.pipeline import InferencePipeline
 
-_CONFIDENCE = 0.95
-_MEAN_RESAMPLES, _SET_RESAMPLES = 1000, 50  # of means, and of what is computed from whole sets
-_BLOCK_PICTURES = 1000  # of what takes all pairs, which are taken within blocks
 _NEIGHBOURS = 3
 _BEST_PSNR = 10 * np.log10(12 * 255**2)  # of pictures that rounding alone tells apart; of equal ones, too
 _LEAST_SIDE = 11  # pixels, for SSIM
+_CHUNK_BYTES, _MOST_BYTES = 1 << 20, 64 << 20  # of pictures at once, and where a batch is more, of its
 
 Progress = Callable[[str, int, int], None]  # what is done, how many pictures of it, and of how many
 
@@ -71,6 +74,13 @@ class Seen(NamedTuple):
     probabilities: np.ndarray | None
 
 
+class _Column(NamedTuple):
+    """What is told of each real picture, float64 [pictures]; and what that is, for people."""
+
+    values: np.ndarray
+    about: str
+
+
 class FeatureModel:
     """A model by whose features pictures are compared.
 
@@ -95,7 +105,9 @@ class FeatureModel:
             )
         self._output = _vector(executor, self._endpoint)
         self.has_classes = "classify" in executor.endpoints
-        self.input_shape = executor.spec(self._endpoint)[0]["x"].shape
+        inputs, outputs = executor.spec(self._endpoint)
+        self.input_shape = inputs["x"].shape
+        self.num_features = outputs[self._output].shape[0]
 
     def see(self, pictures: np.ndarray) -> Seen:
         """What it tells of uint8 pictures [pictures, H, W, C]."""
@@ -127,9 +139,10 @@ def evaluate(
     num_samples: int = 1000,
     seed: int = 0,
     given: Mapping[str, Any] | None = None,
+    likelihood: bool | None = None,
     progress: Progress | None = None,
 ) -> list[Measure]:
-    """Measures a model by what it draws and, where it reconstructs, by how well it does.
+    """Measures a model by what it draws and, where it can, by how well it reconstructs and foretells.
 
     Where the model takes a label and nobody says which, each is drawn as often as the others. Real pictures
     that it was trained on make it look better than it is: give it others.
@@ -141,101 +154,140 @@ def evaluate(
         num_samples: How many to draw.
         seed: Of the draws and of the resamples.
         given: What else `generate` takes, such as `num_steps`.
+        likelihood: Whether real pictures' bits a number are measured, where an endpoint `log_prob` or `elbo`
+            tells them; None is unless that endpoint has options, as one that solves an ODE for each.
         progress: Told of how many pictures are done.
 
     Raises:
-        InputError: The model neither draws nor reconstructs pictures; too few pictures or samples; pictures
-            of another shape.
+        InputError: The model neither draws nor reconstructs pictures; it tells no likelihood that is to be
+            measured; too few pictures or samples; pictures of another shape.
     """
-    endpoints = pipeline.executor.endpoints
-    if "generate" not in endpoints and "reconstruct" not in endpoints:
-        raise InputError(f"expected a model that draws or reconstructs; it has {', '.join(endpoints)}")
+    draws, reconstructs = (_gives_pictures(pipeline, name) for name in ("generate", "reconstruct"))
+    if not draws and not reconstructs:
+        raise InputError(
+            f"expected a model that draws or reconstructs pictures; it has "
+            f"{', '.join(pipeline.executor.endpoints)}"
+        )
+    for what, count in (("samples", num_samples), ("real pictures", len(data))):
+        if draws and count <= features.num_features:
+            raise InputError(
+                f"a covariance of {features.num_features} features takes at least "
+                f"{features.num_features + 1} {what}, got {count}"
+            )
+    foretells = _likelihood_endpoint(pipeline, likelihood)
     tell = progress or (lambda *_: None)
     random = np.random.default_rng(seed)
-    size = max(1, pipeline.batch_size or pipeline.executor.batch_sizes[-1])
+    size = _rows_at_once(pipeline, math.prod(features.input_shape))
     real = features.see_all(_counted(_chunks(data, size), "real pictures", len(data), tell))
     found: list[Measure] = []
-    if "generate" in endpoints:
-        said, labels = _labels(pipeline, num_samples, given or {})
-        key = sample_key(seed)
-        chunks = pipeline.generate_chunks(num_samples, key=key, given=said)
-        drawn = features.see_all(_counted(map(np.asarray, chunks), "samples", num_samples, tell))
+    if draws:
+        chunks, labels = samples(pipeline, num_samples, seed=seed, given=given)
+        chunks = row_chunks(_counted(chunks, "samples", num_samples, tell), size)
+        drawn = features.see_all(chunks)
+        tell("measures of samples", 0, num_samples)
         found += _of_samples(real, drawn, labels, random)
-    if "reconstruct" in endpoints:
-        found += _of_reconstructions(pipeline, data, size, real.features, features, random, tell)
-    return found
+    columns: dict[str, _Column] = {}
+    if reconstructs:
+        columns |= _of_reconstructions(pipeline, data, size, real.features, features, tell)
+    if foretells is not None:
+        columns |= _of_likelihood(pipeline, foretells, data, size, seed, tell)
+    estimates = of_means([column.values for column in columns.values()], random)
+    return found + [
+        Measure(name, *one, len(column.values), column.about)
+        for one, (name, column) in zip(estimates, columns.items(), strict=True)
+    ]
+
+
+def samples(
+    pipeline: InferencePipeline,
+    num_samples: int,
+    *,
+    seed: int = 0,
+    given: Mapping[str, Any] | None = None,
+    stop: int | None = None,
+) -> tuple[Iterator[np.ndarray], np.ndarray | None]:
+    """What `evaluate` draws: pictures, a batch at a time, and the label of each; None where they have none.
+
+    Args:
+        pipeline: The model.
+        num_samples: How many there are.
+        seed: Of the draws.
+        given: What else `generate` takes.
+        stop: How many are drawn, of all; None is all.
+    """
+    said, labels = _labels(pipeline, num_samples, given or {})
+    key = sample_key(seed)
+    return pipeline.generate_chunks(num_samples, key=key, given=said, stop=stop), labels
 
 
 def _of_samples(
     real: Seen, drawn: Seen, labels: np.ndarray | None, random: np.random.Generator
 ) -> list[Measure]:
     some, others = drawn.features.astype(np.float64), real.features.astype(np.float64)
-    for what, features in (("samples", some), ("real pictures", others)):
-        least = features.shape[1] + 1
-        if len(features) < least:
-            raise InputError(
-                f"a covariance of {least - 1} features takes at least {least} {what}, got {len(features)}"
-            )
     among = manifolds(others, some, num_neighbours=_NEIGHBOURS)
-    count = len(some)
+    count, centre = len(some), others.mean(0)
+    near, other_near = some - centre, others - centre
 
     def frechet(mine: np.ndarray, theirs: np.ndarray) -> float:
-        return frechet_distance(moments(some[mine]), moments(others[theirs]))
+        return frechet_distance(weighted_moments(near, mine), weighted_moments(other_near, theirs))
 
+    columns = [among.drawn, among.nearest]
+    if drawn.probabilities is not None and labels is not None:
+        columns.append(drawn.probabilities.argmax(1) == labels)
+    precision, nearest, *accuracy = of_means(columns, random)
     found = [
         Measure(
             "frechet_distance",
-            *_of_sets(frechet, (count, len(others)), random),
+            *of_sets(frechet, (count, len(others)), random),
             count,
             "of the features' normal distributions; lower is better, few samples make it larger",
         ),
         Measure(
             "kernel_distance",
-            *_of_blocks(kernel_distance, some, others, random),
+            *of_blocks(kernel_distance, some, others, random),
             count,
             "maximum mean discrepancy of the features, unbiased; 0 is as good as real",
         ),
-        Measure(
-            "precision",
-            *_of_mean(among.drawn, random),
-            count,
-            "share of samples that lie among real pictures",
-        ),
+        Measure("precision", *precision, count, "share of samples that lie among real pictures"),
         Measure(
             "recall",
-            *_of_mean(among.real, random),
+            *of_mean(among.real, random),
             count,
             "share of real pictures that lie among samples",
         ),
         Measure(
             "diversity",
-            *_of_blocks(lambda a, b: mean_distance(a) / mean_distance(b), some, others, random),
+            *of_blocks(lambda a, b: mean_distance(a) / mean_distance(b), some, others, random),
             count,
             "distance of two samples over that of two real pictures; 1 is as diverse",
         ),
         Measure(
             "nearest_real",
-            *_of_mean(nearest_distances(some, others), random),
+            *nearest,
             count,
             "distance of a sample from the nearest real picture; near 0 is a copy",
         ),
     ]
     if drawn.probabilities is not None:
         chances = drawn.probabilities.astype(np.float64)
+        certainty = _negative_entropy(chances)
+
+        def score(counts: np.ndarray) -> float:
+            """`exp(E_x KL(p(y|x) || p(y)))`: Salimans et al. 2016, section 4."""
+            mean = counts @ chances / counts.sum()
+            return float(np.exp(counts @ certainty / counts.sum() - _negative_entropy(mean)))
+
         found.append(
             Measure(
                 "classifier_score",
-                *_of_sets(lambda rows: _classifier_score(chances[rows]), (count,), random),
+                *of_sets(score, (count,), random),
                 count,
                 "exp of the information between sample and class, as the Inception score; up to the "
                 "number of classes",
             )
         )
-        if labels is not None:
-            right = chances.argmax(1) == labels
-            about = "share of samples in which the classifier sees the label"
-            found.append(Measure("accuracy", *_of_mean(right, random), count, about))
-    return found
+    about = "share of samples in which the classifier sees the label"
+    return found + [Measure("accuracy", *one, count, about) for one in accuracy]
 
 
 def _of_reconstructions(
@@ -244,9 +296,8 @@ def _of_reconstructions(
     size: int,
     real: np.ndarray,
     features: FeatureModel,
-    random: np.random.Generator,
     tell: Progress,
-) -> list[Measure]:
+) -> dict[str, _Column]:
     """Of each picture and what the model makes of it; both are uint8."""
     found: dict[str, list[np.ndarray]] = {"psnr": [], "ssim": [], "feature_distance": []}
     done = 0
@@ -264,22 +315,88 @@ def _of_reconstructions(
         "ssim": "structural similarity of reconstructions; 1 is equal",
         "feature_distance": "of a picture's features and its reconstruction's; 0 is equal",
     }
-    return [
-        Measure(name, *_of_mean(np.concatenate(values), random), done, about[name])
-        for name, values in found.items()
-        if values
-    ]
+    return {name: _Column(np.concatenate(values), about[name]) for name, values in found.items() if values}
+
+
+def _of_likelihood(
+    pipeline: InferencePipeline,
+    endpoint: str,
+    data: np.ndarray | Pictures,
+    size: int,
+    seed: int,
+    tell: Progress,
+) -> dict[str, _Column]:
+    """Bits a number of real pictures: -log2 p / numbers, or a bound of it."""
+    executor, doc = pipeline.executor, pipeline.executor.endpoints[endpoint].doc
+    found: list[np.ndarray] = []
+
+    def chunks() -> Iterator[dict[str, np.ndarray]]:
+        for pictures in _chunks(data, size):
+            yield {"x": np.asarray(pipeline.preprocess_fn(pictures))}
+
+    key = sample_key(seed) if executor.draws(endpoint) else None
+    done = 0
+    for outputs in map_said(executor, endpoint, chunks(), {}, len(data), key=key):
+        nats = outputs[endpoint].astype(np.float64)
+        dims = math.prod(executor.endpoints[endpoint].inputs["x"].shape)
+        found.append(-nats / (dims * math.log(2)))
+        done += len(nats)
+        tell("likelihoods", done, len(data))
+    values = np.concatenate(found)
+    if endpoint == "elbo":
+        about = f"an upper bound of bits a number of real pictures; lower is better. elbo: {doc}"
+        return {"bits_per_dim_bound": _Column(values, about)}
+    return {
+        "bits_per_dim": _Column(values, f"bits a number of real pictures; lower is better. log_prob: {doc}")
+    }
+
+
+def _likelihood_endpoint(pipeline: InferencePipeline, wanted: bool | None) -> str | None:
+    """The endpoint that tells how likely pictures are; None where there is none, or it is not wanted."""
+    endpoints = pipeline.executor.endpoints
+    for name in ("log_prob", "elbo"):
+        made = endpoints.get(name)
+        if wanted is not False and made is not None and [*made.given] == ["x"]:
+            return None if made.given_options and wanted is None else name
+    if wanted:
+        raise InputError(f"no endpoint log_prob or elbo of pictures; there are {', '.join(endpoints)}")
+    return None
+
+
+def _gives_pictures(pipeline: InferencePipeline, endpoint: str) -> bool:
+    """Whether an endpoint is there and gives uint8 pictures.
+
+    Raises:
+        InputError: It gives something else.
+    """
+    if endpoint not in pipeline.executor.endpoints:
+        return False
+    outputs = pipeline.executor.spec(endpoint)[1]
+    if "x" not in outputs or len(outputs["x"].shape) != 3:
+        shapes = {name: list(spec.shape) for name, spec in outputs.items()}
+        raise InputError(f"{endpoint}: expected pictures x [height, width, channels], and it gives {shapes}")
+    if pipeline.picture_dtype(endpoint) != np.uint8:
+        raise InputError(
+            f"{endpoint}: expected uint8 pictures, and it gives {pipeline.picture_dtype(endpoint)}"
+        )
+    return True
+
+
+def _rows_at_once(pipeline: InferencePipeline, picture_bytes: int) -> int:
+    """How many pictures are read at once: a batch or many, but of a few bytes."""
+    batch = pipeline.batch_size or pipeline.executor.batch_sizes[-1]
+    return max(1, min(max(batch, _CHUNK_BYTES // picture_bytes), _MOST_BYTES // picture_bytes))
 
 
 def _chunks(data: np.ndarray | Pictures, size: int) -> Iterator[np.ndarray]:
     return row_chunks(data if isinstance(data, np.ndarray) else data.rows(0, len(data)), size)
 
 
-def _classifier_score(probabilities: np.ndarray) -> float:
-    """`exp(E_x KL(p(y|x) || p(y)))`: Salimans et al. 2016, https://arxiv.org/abs/1606.03498, section 4."""
-    mean = probabilities.mean(0)
-    ratio = np.divide(probabilities, mean, out=np.ones_like(probabilities), where=probabilities > 0)
-    return float(np.exp((probabilities * np.log(ratio)).sum(1).mean()))
+def _negative_entropy(probabilities: np.ndarray) -> np.ndarray:
+    """`sum p log p` along the last axis, where 0 log 0 is 0."""
+    logs = np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)
+    total: np.ndarray = (probabilities * logs).sum(-1)
+    return total
 
 
 def _labels(
@@ -294,47 +411,6 @@ def _labels(
     if labels is None:
         labels = np.arange(num_samples) % (int(label.maximum) + 1)
     return {**given, "label": labels}, np.broadcast_to(labels, num_samples)
-
-
-def _of_mean(values: np.ndarray, random: np.random.Generator) -> tuple[float, float, float]:
-    """The mean of values, one a picture, and its interval."""
-    values = np.asarray(values, np.float64)
-    share = np.full(len(values), 1 / len(values))
-    means = [random.multinomial(len(values), share) @ values / len(values) for _ in range(_MEAN_RESAMPLES)]
-    return (float(values.mean()), *_interval(means))
-
-
-def _of_sets(
-    figure: Callable[..., float], sizes: Sequence[int], random: np.random.Generator
-) -> tuple[float, float, float]:
-    """A figure of the rows of some sets, and its interval.
-
-    Drawing rows twice shifts it, as if there were fewer; so what counts is how resamples lie around their
-    mean.
-    """
-    value = figure(*map(np.arange, sizes))
-    again = [figure(*(random.integers(size, size=size) for size in sizes)) for _ in range(_SET_RESAMPLES)]
-    mean = float(np.mean(again))
-    return (value, *_interval([one - mean + value for one in again]))
-
-
-def _of_blocks(
-    figure: Callable[[np.ndarray, np.ndarray], float],
-    some: np.ndarray,
-    others: np.ndarray,
-    random: np.random.Generator,
-) -> tuple[float, float, float]:
-    """The mean of a figure of all pairs over blocks of both sets, and its interval."""
-    fewest = min(len(some), len(others))
-    count = max(2, fewest // _BLOCK_PICTURES)
-    blocks = zip(np.array_split(some, count), np.array_split(others, count), strict=True)
-    return _of_mean(np.array([figure(a, b) for a, b in blocks]), random)
-
-
-def _interval(resamples: Sequence[float]) -> tuple[float, float]:
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(resamples, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def _counted(chunks: Iterable[Any], what: str, total: int, tell: Progress) -> Iterator[Any]:

@@ -171,7 +171,7 @@ def random_rows(specs: Mapping[str, TensorSpec], num_rows: int) -> dict[str, NDA
 
     Returns:
         Arrays [rows, ...] by name: defaults where there are any, else numbers from 0 to 1 for floating-point
-        inputs and zeros for others.
+        inputs, any integers of a range that is stated, and zeros for others.
     """
     generator = np.random.default_rng(0)
     rows: dict[str, NDArray[Any]] = {}
@@ -181,6 +181,8 @@ def random_rows(specs: Mapping[str, TensorSpec], num_rows: int) -> dict[str, NDA
             rows[name] = np.full(shape, spec.default, spec.dtype)
         elif jnp.issubdtype(spec.dtype, jnp.floating):
             rows[name] = generator.random(shape, np.float32).astype(spec.dtype)
+        elif spec.minimum is not None or spec.maximum is not None:
+            rows[name] = generator.integers(*spec.limits, shape, spec.dtype, endpoint=True)
         else:
             rows[name] = np.zeros(shape, spec.dtype)
     return rows

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import InputError
-from artifex.generative_models.core.fields import Said, checked_fields
+from artifex.generative_models.core.fields import Finishing, Said, checked_fields
 from artifex.generative_models.inference.executor.executor import Executor
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def call_endpoint(
         batch_size: Rows a batch; None is the executor's largest.
 
     Returns:
-        Arrays [rows, ...] by name.
+        Arrays [rows, ...] by name; text is an object array of strings.
 
     Raises:
         InputError: An unknown endpoint or name, a value that does not fit, or inputs of other numbers of
@@ -45,9 +45,7 @@ def call_endpoint(
         InputTypeError: A value of another type.
         NonFiniteError: The model computed a NaN or an infinity.
     """
-    if endpoint not in executor.endpoints:
-        raise InputError(f"no endpoint {endpoint!r}; there are {', '.join(executor.endpoints)}")
-    made = executor.endpoints[endpoint]
+    made = _known(executor, endpoint)
     for name in given:
         if name not in made.fields:
             raise InputError(f"{endpoint}: {name} is not taken; it takes {', '.join(made.fields)}")
@@ -69,7 +67,85 @@ def call_endpoint(
             yield part or stop - start
 
     parts = list(executor.map(endpoint, chunks(), key=key, **options))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return made.says.finished(outputs) if isinstance(made.says, Finishing) else outputs
+
+
+def with_said(
+    executor: Executor, endpoint: str, inputs: Mapping[str, Any], given: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All inputs of an endpoint, and its options, for a call of rows that are there.
+
+    Args:
+        executor: Of the model.
+        endpoint: Name of the endpoint.
+        inputs: Its inputs that callers give as they are, arrays [rows, ...].
+        given: Its fields, for all rows or one a row; those that are not said are as by default.
+
+    Raises:
+        InputError: An unknown endpoint, a name that it does not take, or a value that does not fit.
+        InputTypeError: A value of another type.
+    """
+    says = _known(executor, endpoint).says
+    if says is None:
+        checked_fields(endpoint, {}, given or {}, None)  # refuses any
+        return dict(inputs), {}
+    rows = len(next(iter(inputs.values())))
+    said = Said(says, checked_fields(endpoint, says.fields, given or {}, rows))
+    return {**inputs, **said.rows(0, rows)}, said.options
+
+
+def map_said(
+    executor: Executor,
+    endpoint: str,
+    chunks: Iterable[Mapping[str, Any]],
+    given: Mapping[str, Any],
+    num_rows: int | None,
+    *,
+    key: Array | None = None,
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Runs an endpoint over inputs that come a part at a time, with what is said of their rows.
+
+    Args:
+        executor: Of the model.
+        endpoint: Name of the endpoint.
+        chunks: Its inputs, arrays [rows, ...].
+        given: Its fields, for all rows or one a row; and its options.
+        num_rows: How many rows there are; None where nobody knows, so that what is said is for all.
+        key: The job's key, for endpoints that draw random numbers.
+
+    Yields:
+        Arrays [rows, ...] by name, for each chunk.
+
+    Raises:
+        InputError: An unknown endpoint, a name that it does not take, or a value that does not fit; and as
+            for a call.
+        InputTypeError: A value of another type.
+    """
+    made = _known(executor, endpoint)
+    options: dict[str, Any] = {name: given[name] for name in made.given_options if name in given}
+    named = {name: value for name, value in given.items() if name not in options}
+    fields = {} if made.says is None else made.says.fields
+    values = checked_fields(endpoint, fields, named, num_rows)
+    if made.says is None:
+        return executor.map(endpoint, map(dict, chunks), key=key, **options)
+    said = Said(made.says, values)
+    options |= said.options
+
+    def filled() -> Iterator[dict[str, Any]]:
+        start = 0
+        for chunk in chunks:
+            stop = start + len(next(iter(chunk.values())))
+            yield {**chunk, **said.rows(start, stop)}
+            start = stop
+
+    return executor.map(endpoint, filled(), key=key, **options)
+
+
+def _known(executor: Executor, endpoint: str) -> Endpoint:
+    if endpoint not in executor.endpoints:
+        raise InputError(f"no endpoint {endpoint!r}; there are {', '.join(executor.endpoints)}")
+    return executor.endpoints[endpoint]
 
 
 def _num_rows(endpoint: str, made: Endpoint, inputs: Mapping[str, Any], num_rows: int | None) -> int:

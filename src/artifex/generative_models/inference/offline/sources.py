@@ -25,7 +25,7 @@ from artifex.generative_models.inference.images import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from artifex.generative_models.inference.offline.parquet_pictures import ParquetPictures
 
@@ -207,17 +207,23 @@ def open_picture(address: str, shape: Shape, *, resize: bool = False) -> NDArray
     return next(iter(pictures.rows(int(row), int(row) + 1))).reshape(group.shape)
 
 
-def open_array(path: Path, shape: Shape) -> ArrayFile:
-    """Floating-point rows [rows, *shape] from a `.npy` or `.npz` array; None is any size.
+def open_array(path: Path, shape: Shape, dtype: DTypeLike) -> ArrayFile:
+    """Rows [rows, *shape] from a `.npy` or `.npz` array; None is any size.
+
+    Args:
+        dtype: What they are to become: one of integers takes integers, others take floating-point numbers.
 
     Raises:
         InputError: It is no array, or its shape does not fit.
-        InputTypeError: Its dtype is not floating-point.
+        InputTypeError: Its dtype is of another kind.
         OSError: The file is not there or cannot be read.
     """
     array = _map(local_path(path))
-    if array.dtype.kind != "f":
-        raise InputTypeError(f"{path}: expected a floating-point array, got {array.dtype}")
+    kinds, wanted = (
+        ("iu", "an array of integers") if np.dtype(dtype).kind in "iu" else ("f", "a floating-point array")
+    )
+    if array.dtype.kind not in kinds:
+        raise InputTypeError(f"{path}: expected {wanted}, got {array.dtype}")
     _check_shape(path, array, shape)
     return ArrayFile(path, array)
 

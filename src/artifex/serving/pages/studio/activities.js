@@ -54,7 +54,7 @@ function waysBetween({ interpolate, encode, decode }) {
   if (!encode || !decode || !givesPicture(decode)) return null;
   const [taken, ...others] = needed(decode);
   const [given, ...more] = needed(encode);
-  const latent = encode.outputs.find((one) => one.name === "mean");
+  const latent = ["mean", "z"].map((name) => encode.outputs.find((one) => one.name === name)).find(Boolean);
   const fits = latent && taken && String(latent.shape) === String(taken.shape);
   return fits && !others.length && given?.kind === "picture" && !more.length
     ? { encode, decode, latent: latent.name }

@@ -3,7 +3,7 @@
 import { generate, stream } from "./api.js";
 import { control, Controls } from "./controls.js";
 import { el } from "./dom.js";
-import { lerp } from "./latents.js";
+import { lerp, slerp } from "./latents.js";
 import { Done, numSteps, panel, seconds } from "./panel.js";
 import { Player } from "./player.js";
 import { Runner } from "./runner.js";
@@ -26,8 +26,12 @@ export function interpolatePanel(model, way) {
     },
     changed,
   );
+  const mode = {
+    name: "mode", kind: "choice", default: "linear", choices: ["linear", "spherical"],
+    doc: "On the line between latents, or on the arc.",
+  };
   const controls = new Controls(
-    way.interpolate ? endpoint.controls.filter((one) => one.name !== "weight") : [],
+    way.interpolate ? endpoint.controls.filter((one) => one.name !== "weight") : [mode],
     changed,
   );
   const player = new Player({ isRound: false });
@@ -49,7 +53,8 @@ export function interpolatePanel(model, way) {
     const [from, to] = encoded[way.latent];
     const [taken] = way.decode.controls.filter((one) => one.is_needed);
     const [shown] = way.decode.outputs.filter((one) => one.is_picture);
-    const body = { [taken.name]: weights.map((weight) => lerp(from, to, weight)), pictures: "png" };
+    const between = controls.values().mode === "spherical" ? slerp : lerp;
+    const body = { [taken.name]: weights.map((weight) => between(from, to, weight)), pictures: "png" };
     return (await generate(way.decode.name, body, signal))[shown.name];
   }
 

@@ -9,21 +9,26 @@ export function normals(seed, count, size) {
 
 // Along a great circle, so that what is between two draws is as long as a draw:
 // (sin((1 - t) w) a + sin(t w) b) / sin(w), where w is the angle between a and b. Shoemake, 1985.
+// Arrays may be nested.
 export function slerp(a, b, t) {
   const cosine = dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b) || 1);
   const angle = Math.acos(Math.min(1, Math.max(-1, cosine)));
   if (Math.sin(angle) < 1e-6) return lerp(a, b, t);
   const [of_a, of_b] = [Math.sin((1 - t) * angle), Math.sin(t * angle)].map((sine) => sine / Math.sin(angle));
-  return a.map((value, i) => of_a * value + of_b * b[i]);
+  return combined(a, b, of_a, of_b);
 }
 
 // Along a line; arrays may be nested.
 export function lerp(a, b, t) {
-  return Array.isArray(a) ? a.map((value, i) => lerp(value, b[i], t)) : (1 - t) * a + t * b;
+  return combined(a, b, 1 - t, t);
+}
+
+function combined(a, b, of_a, of_b) {
+  return Array.isArray(a) ? a.map((value, i) => combined(value, b[i], of_a, of_b)) : of_a * a + of_b * b;
 }
 
 function dot(a, b) {
-  return a.reduce((sum, value, i) => sum + value * b[i], 0);
+  return Array.isArray(a) ? a.reduce((sum, value, i) => sum + dot(value, b[i]), 0) : a * b;
 }
 
 // Numbers in [0, 1), by Tommy Ettinger's generator of 32 bits.

@@ -1,0 +1,44 @@
+"""`artifex generate` of a model of text."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import artifex
+from artifex.generative_models.inference import InferencePipeline
+
+GPT2 = Path(__file__).parent.parent / "golden" / "gpt2"
+Cli = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> InferencePipeline:
+    return artifex.load(GPT2)
+
+
+def test_it_prints_one(cli: Cli, pipeline: InferencePipeline) -> None:
+    wanted = pipeline.call("generate", num_rows=1, rngs=0, prompt="A model", num_tokens=5, temperature=0.5)
+    said = cli("generate", GPT2, "--set", "prompt=A model", "--set", "num_tokens=5", "--temperature", 0.5)
+    assert said.rstrip("\n") == str(wanted["text"][0]).rstrip("\n")
+
+
+def test_a_file_has_an_object_a_line(cli: Cli, pipeline: InferencePipeline) -> None:
+    wanted = pipeline.call("generate", num_rows=3, rngs=4, prompt="A", num_tokens=5)
+    cli("generate", GPT2, "-n", 3, "--seed", 4, "--set", "prompt=A", "--set", "num_tokens=5", "-o", "a.jsonl")
+    lines = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == wanted["text"].tolist()
+    assert [len(line["tokens"]) for line in lines] == wanted["length"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-o", "a.png"], "a.png: expected a .jsonl file for text"),
+        (["--set", "top_k=0"], "generate: top_k: expected from 1, got 0"),
+        (["--set", "label=3"], "label is not taken; it takes prompt, num_tokens, temperature"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(failing_cli: Cli, arguments: list[str], words: str) -> None:
+    assert words in failing_cli("generate", GPT2, "--set", "prompt=A", *arguments)
