@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from importlib import resources
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import pytest
 from flax import nnx
 from shared import TIMEOUT, randomised
 
+import artifex
 from artifex.generative_models.core.config import abstract_model
 from artifex.generative_models.core.errors import ConfigError, InputError, NonFiniteError
-from artifex.generative_models.inference import Batcher, Executor, InferencePipeline
+from artifex.generative_models.inference import Batcher, Executor, InferencePipeline, load_exported_model
 from artifex.generative_models.models.autoregressive import Autoregressive
 
 ARGUMENTS = {
