@@ -60,6 +60,10 @@ def tokens(network: Any, key: Any, label: Any) -> Any:
     return jax.lax.scan(one, start, jnp.arange(network.num_positions))[1].T
 
 
+def autoregressive(model: Any, key: Any, label: Any, given: Mapping[str, Any]) -> Any:
+    return model.pictures(tokens(model.network, key, label))
+
+
 def vqvae(model: Any, key: Any, label: Any, given: Mapping[str, Any]) -> Any:
     return model.decode(tokens(model.prior, key, label).reshape(-1, *model.grid))
 
@@ -90,6 +94,7 @@ BY_HAND: dict[str, Draw] = {
     "mnist-vae": vae,
     "mnist-gan": gan,
     "mnist-realnvp": realnvp,
+    "mnist-autoregressive": autoregressive,
     "mnist-vqvae": vqvae,
     "mnist-energy": energy,
 }

@@ -27,6 +27,7 @@ from artifex.generative_models.inference.pipeline import InferencePipeline, load
 MODELS = {  # and what they are
     "mnist-diffusion": "diffusion, U-Net, 20 steps",
     "mnist-flow": "flow matching, transformer, 20 steps",
+    "mnist-autoregressive": "autoregressive transformer",
     "mnist-vqvae": "VQ-VAE with an autoregressive prior",
     "mnist-gan": "GAN, style-based",
     "mnist-realnvp": "normalizing flow",

@@ -231,6 +231,41 @@ def test_training_the_classifier(
 
 
 @pytest.mark.usefixtures("as_users_have_it")
+def test_training_the_autoregressive_model(
+    data: Path,
+    example: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = example("train_mnist_autoregressive")
+    tiny = {**script.ARGUMENTS, "features": 8, "num_layers": 1, "num_heads": 1, "levels": 2}
+    monkeypatch.setattr(script, "ARGUMENTS", tiny)
+    monkeypatch.setattr(script, "RATE", 3e-2)
+    monkeypatch.setattr(script, "LOOK", 6)
+    monkeypatch.setattr(script, "TESTED", 40)
+    output = data / "out"
+    script.main(["--data", f"{data}", "--output", f"{output}", "--steps", "24", "--batch-size", "14"])
+    losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if "loss" in line]
+    assert len(losses) == 4
+    assert losses[-1] < 0.6 * losses[0]
+    model, _, metadata = load_exported_model(output)
+    assert metadata["final_loss"] == losses[-1]
+    assert metadata["test_bits_per_dim"] < losses[0]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(model))} == {"float32"}
+    assert model.config["features"] == 8
+
+
+def test_the_autoregressive_model_that_ships(example: Callable[[str], ModuleType]) -> None:
+    script = example("train_mnist_autoregressive")
+    directory = Path(str(resources.files("artifex") / "zoo" / "mnist-autoregressive"))
+    config, metadata = (
+        json.loads((directory / f"{name}.json").read_text()) for name in ("config", "metadata")
+    )
+    assert {name: config[name] for name in script.ARGUMENTS} == script.ARGUMENTS
+    assert metadata["training_steps"] == script.STEPS
+
+
+@pytest.mark.usefixtures("as_users_have_it")
 def test_training_the_gan(
     data: Path,
     example: Callable[[str], ModuleType],

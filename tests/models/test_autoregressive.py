@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from importlib import resources
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import pytest
 from flax import nnx
 from shared import TIMEOUT, randomised
 
+import artifex
 from artifex.generative_models.core.config import abstract_model
 from artifex.generative_models.core.errors import ConfigError, InputError, NonFiniteError
-from artifex.generative_models.inference import Batcher, Executor, InferencePipeline
+from artifex.generative_models.inference import Batcher, Executor, InferencePipeline, load_exported_model
 from artifex.generative_models.models.autoregressive import Autoregressive
 
 ARGUMENTS = {
@@ -194,18 +196,16 @@ def test_rows_are_the_same_alone_and_a_few_steps_at_a_time(executor: Executor, x
     assert not first[0, 2:].any()
 
 
-def test_rows_join_and_leave_batches(model: Autoregressive, executor: Executor, x: np.ndarray) -> None:
-    with Batcher(Executor(model, batch_sizes=(1, 2))) as batcher:
-        known = [0, 2, 4, 2, 0]
-        futures = [
-            batcher.submit("complete", {"x": x[:1]}, num_rows=1, seed=i, known=k, label=i % 3)
-            for i, k in enumerate(known)
-        ]
+def test_rows_join_and_leave_batches(pipeline: InferencePipeline, x: np.ndarray) -> None:
+    known = [0, 2, 4, 2, 0]
+    said = [{"seed": i, "known": rows, "label": i % 3} for i, rows in enumerate(known)]
+    with Batcher(pipeline.executor) as batcher:
+        futures = [batcher.submit("complete", {"x": x[:1]}, num_rows=1, **each) for each in said]
         found = [future.result(TIMEOUT)["x"] for future in futures]
-    for i, k in enumerate(known):
-        with Batcher(Executor(model, batch_sizes=(1,)), slots=False) as alone:
-            wanted = alone.submit("complete", {"x": x[:1]}, num_rows=1, seed=i, known=k, label=i % 3)
-            np.testing.assert_array_equal(found[i], wanted.result(TIMEOUT)["x"])
+    with Batcher(pipeline.executor, slots=False) as batcher:
+        for i, each in enumerate(said):
+            wanted = batcher.submit("complete", {"x": x[:1]}, num_rows=1, **each).result(TIMEOUT)["x"]
+            np.testing.assert_array_equal(found[i], wanted)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +235,16 @@ def test_a_cache_that_is_not_finite_shows(model: Autoregressive, executor: Execu
         pipeline.call("complete", x=x[1:2], known=2)
 
 
+def test_weights_in_few_bits_compute_in_as_many(model: Autoregressive) -> None:
+    graphdef, state = nnx.split(model)
+    short = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state))
+    cache = short.network.empty_cache(ROWS, TOKENS)
+    token = jnp.zeros(ROWS, jnp.int32)
+    logits, after = jax.eval_shape(short.network.step, token, token, cache, token)
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(after)} == {"bfloat16"}
+
+
 def test_its_config_makes_it_anew(model: Autoregressive) -> None:
     again = abstract_model("autoregressive", json.loads(json.dumps(model.config)))
     shapes = [jax.tree.map(jnp.shape, nnx.state(each)) for each in (again, model)]
@@ -260,3 +270,17 @@ def test_its_config_makes_it_anew(model: Autoregressive) -> None:
 def test_a_config_that_makes_none(changed: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         abstract_model("autoregressive", {**ARGUMENTS, **changed})
+
+
+def test_the_bundled_one_draws_digits(digits: np.ndarray) -> None:
+    """Most of them as they are asked for, and real ones are as likely as others of the test set were."""
+    with np.load(str(resources.files("artifex") / "zoo" / "mnist_digits.npz")) as archive:
+        labels = archive["labels"]
+    pipeline, classifier = artifex.load("mnist-autoregressive"), artifex.load("mnist-classifier")
+    wanted = np.arange(40) % 10
+    drawn = pipeline.call("generate", num_rows=40, label=wanted, rngs=0)["x"]
+    assert (classifier.call("classify", x=drawn)["label"] == wanted).sum() >= 28
+    bits = pipeline.call("log_prob", x=digits[:100], label=labels[:100].astype(np.int32))["bits_per_dim"]
+    metadata = load_exported_model("mnist-autoregressive")[2]
+    error = bits.std() / np.sqrt(len(bits))
+    assert abs(bits.mean() - metadata["test_bits_per_dim"]) < 4 * error

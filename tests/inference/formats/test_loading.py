@@ -111,6 +111,7 @@ def test_weights_go_to_the_default_device(exported: Path) -> None:
 
 def test_a_bundled_model() -> None:
     assert bundled_models() == [
+        "mnist-autoregressive",
         "mnist-classifier",
         "mnist-diffusion",
         "mnist-energy",
@@ -142,7 +143,7 @@ def test_bundled_names_are_no_directories(tmp_path: Path, monkeypatch: pytest.Mo
 def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"neither a directory nor a bundled model \(mnist-c.*, mnist-vqvae\)"
+        ConfigError, match=r"neither a directory nor a bundled model \(mnist-a.*, mnist-vqvae\)"
     ):
         load_exported_model(name)
 

@@ -74,7 +74,7 @@ class CausalAttention(nnx.Module):
 def written(
     cache: tuple[Array, ...], new: tuple[Array, ...], position: Int[Array, " batch"]
 ) -> tuple[Array, ...]:
-    """Arrays [batch, ..., positions] with others [batch, ...] at each row's position, where the old are.
+    """Arrays [batch, ..., positions] with others [batch, ...] put in at each row's position.
 
     XLA's CPU backend copies all of an array that it scatters into, or that it updates within a fusion. There
     rows are put in one after the other, out of what no fusion may take.

@@ -52,10 +52,10 @@ def chosen_tokens(
     seen: Bool[Array, "rows vocab"],
     inputs: Mapping[str, Any],
 ) -> Int[Array, " rows"]:
-    r"""A symbol for each row, drawn from the softmax of `processed` scores $s$; the likeliest if greedy.
+    r"""A symbol for each row, drawn from the softmax of its `processed` scores $s$; the likeliest if greedy.
 
-    It is that of the largest $s + g$, with Gumbel noise $g = -\log(-\log u)$ from each row's key and step
-    (Gumbel 1954), so a row without filters gets the same symbol beside one with them.
+    It is the symbol of the largest $s + g$, with Gumbel noise $g = -\log(-\log u)$ from each row's key and
+    step (Gumbel 1954), so a row without filters gets the same symbol beside one with them.
 
     Args:
         keys: One a row.

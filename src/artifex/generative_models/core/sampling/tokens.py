@@ -96,13 +96,13 @@ class TokenLoop:
         """One more token."""
         tokens, length, stop, log_prob, step, written = state
         cache, seen = written.leaves
-        rows = jnp.arange(len(tokens))
         last = jnp.take_along_axis(tokens, jnp.maximum(length - 1, 0)[:, None], axis=1)[:, 0]
         logits, cache = self.next(model, last, length, cache, inputs)
-        seen = seen.at[rows, jnp.where(length > 0, last, self.vocab_size)].set(True, mode="drop")
+        seen = seen | (jnp.arange(self.vocab_size)[None] == jnp.where(length > 0, last, -1)[:, None])
         token = chosen_tokens(keys, step, logits, seen, inputs)
         log_prob = log_prob + jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
-        tokens = tokens.at[rows, length].set(token, mode="drop", unique_indices=True)
+        is_next = jnp.arange(tokens.shape[1])[None] == length[:, None]  # quicker than a scatter on the CPU
+        tokens = jnp.where(is_next, token[:, None], tokens)
         length = length + 1
         if self.end is not None:
             stop = jnp.where(token == self.end, length, stop)
