@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import FAMILIES, STEPPED
+from every_family import FAMILIES, STEPPED
 from served import live
 from shared import TIMEOUT, TOLERANCE
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from families import FAMILIES
+from every_family import FAMILIES
 from served import START_SECONDS
 from several import finish, free_address, start
 

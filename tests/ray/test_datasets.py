@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed_ray import RAY_WARNS, kill_a_worker, wait_until, workers
-from families import FAMILIES
+from every_family import FAMILIES
 from PIL import Image
 from ray import get_runtime_context
 from served import START_SECONDS

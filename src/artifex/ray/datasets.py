@@ -35,8 +35,9 @@ from artifex.ray.worker import Facts, Setup, Task, Worker, describe
 _SHARD_ROWS = 8192
 _SHARD_BYTES = 64 << 20
 _SHARDS = 32  # at least, where there are enough rows: so that many actors end together
-_TRIES = 3  # of a shard whose process ends
-_IN_FLIGHT = 2  # shards that an actor has: one under way, one that waits
+# Shards that an actor has at a time, and tries of a shard whose actor ends. A shard that waits behind one that
+# ends its actor is lost with it, so that what is lost after two tries is tried once more by itself.
+_PASSES = ((2, 2), (1, 1))
 
 
 def encode_dataset(
@@ -209,6 +210,18 @@ class _Job:
 
     def _results(self, task: Task, out: Parts) -> Iterator[tuple[int, int, float]]:
         """The shards as they are written, and the seconds that each took."""
+        for in_flight, tries in _PASSES:
+            yield from self._pass(task, out, in_flight, tries)
+        lost = [f"{start} to {stop - 1}" for start, stop in out.missing()]
+        if lost:
+            raise OutputError(
+                f"{out.path}: rows {', '.join(lost)} are missing: a process that had them ended "
+                f"{sum(tries for _, tries in _PASSES)} times, killed perhaps for want of memory; all others are "
+                "written, and resuming tries them"
+            )
+
+    def _pass(self, task: Task, out: Parts, in_flight: int, tries: int) -> Iterator[tuple[int, int, float]]:
+        """Has every shard written that is missing, but for those whose actors end at each try."""
         size = self._shard_size(out.num_rows)
         shards = [
             {"start": start, "stop": min(start + size, stop)}
@@ -227,22 +240,16 @@ class _Job:
                 min_size=1,
                 max_size=num_actors,
                 initial_size=num_actors,
-                max_tasks_in_flight_per_actor=_IN_FLIGHT,
+                max_tasks_in_flight_per_actor=in_flight,
             ),
             num_cpus=self.setup.num_cpus,
             num_gpus=self.setup.num_gpus,
-            max_task_retries=_TRIES - 1,
+            max_task_retries=tries - 1,
         )
         for result in results.iter_rows():
             if result["failure"]:
                 raise pickle.loads(result["failure"])
             yield result["start"], result["stop"], result["seconds"]
-        lost = [f"{start} to {stop - 1}" for start, stop in out.missing()]
-        if lost:
-            raise OutputError(
-                f"{out.path}: rows {', '.join(lost)} are missing: a process that had them ended {_TRIES} "
-                "times, killed perhaps for want of memory; all others are written, and resuming tries them"
-            )
 
     def _shard_size(self, num_rows: int) -> int:
         """Rows of a shard: whole batches."""
