@@ -27,7 +27,9 @@ BENCHMARKS = (
     "watchers",
     "scaling",
     "families",
+    "draws",
     "quality",
+    "zoo",
     "evaluate",
 )
 

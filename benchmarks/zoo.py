@@ -42,7 +42,7 @@ MEASURES = {  # and how they are written
     "frechet_distance": lambda value: f"{value:.1f}",
     "precision": lambda value: f"{value:.2f}",
     "recall": lambda value: f"{value:.2f}",
-    "bits_per_dimension": lambda value: f"{value:.2f}",
+    "bits_per_dim": lambda value: f"{value:.2f}",
 }
 
 
@@ -70,11 +70,11 @@ def milliseconds(pipeline: InferencePipeline) -> float:
 
 
 def draw_grid(name: str, folder: Path) -> None:
-    """What the documentation shows of a model: the digits from 0 to 9, eight of each."""
+    """What the documentation shows of a model: the digits from 0 to 9, ten of each."""
     says = load_pipeline(name).executor.endpoints["generate"].says
-    chosen = ["--set", f"label={','.join('0123456789' * 8)}"] if says and "label" in says.fields else []
+    chosen = ["--set", f"label={','.join('0123456789' * 10)}"] if says and "label" in says.fields else []
     output = folder / f"{name}.png"
-    words = ["generate", name, "-n", "80", "-o", f"{output}", "--scale", "1", *chosen]
+    words = ["generate", name, "-n", "100", "-o", f"{output}", "--scale", "1", *chosen]
     subprocess.run([sys.executable, "-m", "artifex", *words], check=True)
 
 

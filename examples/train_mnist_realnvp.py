@@ -25,10 +25,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from memory import keep_freed_memory
 from mnist import LABELS, PICTURES, TEST_LABELS, TEST_PICTURES, facts, read_idx
 
+from artifex.generative_models.core.levels import dequantized
 from artifex.generative_models.inference import Executor, export_model
 from artifex.generative_models.models.bijections import squeezed
 from artifex.generative_models.models.realnvp import RealNVP, Step
-from artifex.generative_models.models.scaling import dequantized
 
 NUM_LABELS = 10
 FLOW = {

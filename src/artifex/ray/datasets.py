@@ -35,8 +35,8 @@ from artifex.ray.worker import Facts, Setup, Task, Worker, describe
 _SHARD_ROWS = 8192
 _SHARD_BYTES = 64 << 20
 _SHARDS = 32  # at least, where there are enough rows: so that many actors end together
-# Shards that an actor has at a time, and tries of a shard whose actor ends. A shard that waits behind one that
-# ends its actor is lost with it, so that what is lost after two tries is tried once more by itself.
+# Shards that an actor has at a time, and tries of a shard whose actor ends. A shard that waits behind one
+# that ends its actor is lost with it, so what is lost after two tries is tried once more by itself.
 _PASSES = ((2, 2), (1, 1))
 
 
@@ -216,8 +216,8 @@ class _Job:
         if lost:
             raise OutputError(
                 f"{out.path}: rows {', '.join(lost)} are missing: a process that had them ended "
-                f"{sum(tries for _, tries in _PASSES)} times, killed perhaps for want of memory; all others are "
-                "written, and resuming tries them"
+                f"{sum(tries for _, tries in _PASSES)} times, killed perhaps for want of memory; all others "
+                "are written, and resuming tries them"
             )
 
     def _pass(self, task: Task, out: Parts, in_flight: int, tries: int) -> Iterator[tuple[int, int, float]]:

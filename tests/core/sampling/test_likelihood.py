@@ -56,6 +56,21 @@ def test_a_gaussian_has_its_log_density(kind, samples, exact):
     assert not executor.draws("log_prob")
 
 
+def test_bits_of_cells(samples):
+    executor = executor_of(FLOW)
+    x, key = np.round(255 * np.clip(samples, -1, 1) / 2) * np.float32(2 / 255), jax.random.key(1)
+    found = call(executor, "log_prob", {"x": x}, key=key, dequantize=True)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 1))(np.arange(len(x)))
+    noise = jax.vmap(lambda key: jax.random.uniform(key, SHAPE))(keys)
+    filled = call(
+        executor, "log_prob", {"x": x + (np.asarray(noise) - np.float32(0.5)) * np.float32(2 / 255)}
+    )
+    np.testing.assert_allclose(found["log_prob"], filled["log_prob"], atol=1e-3)
+    np.testing.assert_allclose(
+        found["bits_per_dim"], filled["bits_per_dim"] + np.log2(255 / 2), rtol=1e-4, atol=1e-3
+    )
+
+
 def test_a_row_takes_steps_of_its_own(samples):
     executor = executor_of(FLOW)
     given = np.concatenate([samples[:4], 100 * samples[4:]])

@@ -30,6 +30,7 @@ from flax import nnx
 from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import ConfigError
 from artifex.generative_models.core.fields import Field, RowNumbers
+from artifex.generative_models.core.levels import bits_of_a_cell, dequantized
 from artifex.generative_models.core.sampling.labels import label_fields
 from artifex.generative_models.core.sampling.rejection import (
     REJECTION_FIELDS,
@@ -54,7 +55,7 @@ from artifex.generative_models.models.bijections import (
     squeezed,
     unsqueezed,
 )
-from artifex.generative_models.models.scaling import LEVELS, SCALINGS, Scaling, dequantized
+from artifex.generative_models.models.scaling import SCALINGS, Scaling
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
@@ -342,7 +343,7 @@ def _log_prob(
     if dequantize:
         x = dequantized(x, keys)
     found = model.log_prob(x, inputs.get("label"))
-    of_a_cell = 0.0 if model.scaling == "none" else math.log2(LEVELS - 1)
+    of_a_cell = 0.0 if model.scaling == "none" else bits_of_a_cell()
     return {"log_prob": found, "bits_per_dim": of_a_cell - found / (model.num_dims * math.log(2))}
 
 

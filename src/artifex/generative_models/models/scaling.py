@@ -1,15 +1,11 @@
 r"""Pictures of 256 levels as real numbers, on which flows have a density.
 
-A picture in [0, 1] is a point of a lattice, and a density needs more. Noise that fills the cell of one level
-makes the mean log-density of noisy pictures a bound of the log-probability of pictures. Here
-u = (255 x + 1/2) / 256 takes a picture to the middle of its cell of [0, 1], and the noise that fills the cell
-is x + (n - 1/2) / 255, n uniform in [0, 1). So samples are real numbers, half a level outside [0, 1] at most
+Here u = (255 x + 1/2) / 256 takes a picture to the middle of its cell of [0, 1], which `core/levels.py` fills
+with noise. So samples are real numbers, half a level outside [0, 1] at most
 (with logits, the share that they leave out more), and one that is rounded to 256 levels is what it would have
 been without the noise.
 
 References:
-    Theis, van den Oord and Bethge, *A Note on the Evaluation of Generative Models*, 2016, section 3.1.
-    https://arxiv.org/abs/1511.01844
     Dinh, Sohl-Dickstein and Bengio, *Density Estimation Using Real NVP*, 2017, section 4.1.
     https://arxiv.org/abs/1605.08803
 """
@@ -20,24 +16,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from artifex.generative_models.core.levels import LEVELS
+
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Key
+    from jaxtyping import Array, Float
 
     Pixels = Float[Array, "batch h w c"]
     Changed = tuple[Pixels, Float[Array, " batch"]]
 
 SCALINGS = ("logit", "linear", "none")
-LEVELS = 256
-
-
-def dequantized(x: Pixels, keys: Key[Array, " batch"]) -> Pixels:
-    """Pictures of 256 levels in [0, 1], with noise that fills the cell of each number."""
-    noise = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], jnp.float32))(keys)
-    return x + (noise - 0.5) / (LEVELS - 1)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from artifex.generative_models.core.errors import InputError
+from artifex.generative_models.core.levels import bits_of_a_cell, dequantized
 from artifex.generative_models.core.sampling.linear import Denoiser
 from artifex.generative_models.core.sampling.samplers import noise_settings, prediction_of
 from artifex.generative_models.core.sampling.schedules import alphas_squared, sigmas_of
@@ -26,6 +27,8 @@ _FIRST_STEP = 0.01  # of the way; those that follow are chosen by the error
 _MAX_STEPS = 4096
 _AT_ONCE = 16  # derivatives along axes
 _PROBES = 0  # the number of the step that draws what the divergence is estimated with
+_CELLS = 1  # and of that which draws what fills cells
+_RANGE = (-1.0, 1.0)  # of pictures with cells
 
 
 class Path(NamedTuple):
@@ -87,6 +90,12 @@ class LogDensity:
             "tolerance": Option(
                 1e-5, minimum=1e-7, maximum=0.1, doc="Of the solver, absolute and relative to the state."
             ),
+            "dequantize": Option(
+                False,
+                choices=(False, True),
+                doc="Take samples for pictures of 256 levels in -1 to 1: fill their cells with noise, and "
+                "tell the bits of a cell, as for published bits a dimension.",
+            ),
         }
 
     def __call__(
@@ -98,12 +107,12 @@ class LogDensity:
         divergence: str,
         probes: int,
         tolerance: float,
+        dequantize: bool = False,
     ) -> dict[str, Float[Array, " rows"]]:
         """`log_prob` in nats a sample, and `bits_per_dim` = -log2(p) / numbers in a sample.
 
-        Both are of the density over the model's range of values; for pictures of 256 levels add
-        log2(255 / (high - low)) to the bits, 6.99 where the range is -1 to 1. Rows that the solver does not
-        bring to the end are NaN.
+        Both are of the density over the model's range of values; with `dequantize`, bits are those of the
+        cell of a picture of 256 levels. Rows that the solver does not bring to the end are NaN.
 
         Raises:
             InputError: diffrax is not installed.
@@ -148,8 +157,15 @@ class LogDensity:
             return jnp.where(diffrax.is_successful(solution.result), found, jnp.nan)
 
         others = {name: value for name, value in inputs.items() if name != "x"}
-        found = jax.vmap(log_prob)(keys, inputs["x"], others)
-        return {"log_prob": found, "bits_per_dim": -found / (math.prod(self.shape) * math.log(2))}
+        x, of_a_cell = inputs["x"], 0.0
+        if dequantize:
+            filling = jax.vmap(jax.random.fold_in, (0, None))(keys, _CELLS)
+            x, of_a_cell = dequantized(x, filling, _RANGE), bits_of_a_cell(_RANGE)
+        found = jax.vmap(log_prob)(keys, x, others)
+        return {
+            "log_prob": found,
+            "bits_per_dim": of_a_cell - found / (math.prod(self.shape) * math.log(2)),
+        }
 
 
 def path_of(config: Mapping[str, Any]) -> Path:
