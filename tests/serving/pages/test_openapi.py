@@ -27,7 +27,8 @@ CHANGES = ["load", "unload"]  # the server, for other requests too
 def check(case: Case) -> int:
     """Sends a request; the answer must be as documented."""
     response = case.call()
-    assert response.status_code < 500 or response.status_code in ON_PURPOSE, case.as_curl_command()
+    on_purpose = response.status_code in ON_PURPOSE or "came out NaN or infinite" in response.text
+    assert response.status_code < 500 or on_purpose, case.as_curl_command()
     case.validate_response(response, checks=CHECKS)
     return response.status_code
 
