@@ -71,6 +71,7 @@ def _field(field: Field) -> dict[str, Any]:
     return {
         "type": field.kind.__name__,
         "default": field.default,
+        "needed": field.example is not None,
         "minimum": field.minimum,
         "above": field.above,
         "maximum": field.maximum,
@@ -162,6 +163,7 @@ def _field_rows(endpoints: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for field, kinds in alike.items():
         for facts, names in kinds:
             default = "" if facts["default"] is None else f"{facts['default']}"
+            default = "needed" if facts["needed"] else default
             about = "; ".join(filter(None, [facts["limits"], facts["doc"]]))
             of = "" if len(kinds) == 1 else f" ({', '.join(names)})"
             yield f"{field}{of}", facts["type"], default, about

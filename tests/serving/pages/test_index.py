@@ -1,6 +1,8 @@
 import asyncio
 import html
+import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,16 +15,26 @@ from served import Live, live
 from shared import TIMEOUT
 
 from artifex.generative_models.inference import Executor, InferencePipeline
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.serving import create_app
 from artifex.serving.http.asgi import App
 from artifex.serving.pages.index import docs_page, index_page
 from artifex.serving.plane.dataplane import DataPlane
 
+GPT2 = Path(__file__).parent.parent.parent / "golden" / "gpt2"
 HOSTILE = "\"'><script>alert(1)</script>$(touch x);`id`"
 
 
 def commands(page: str, kind: str) -> list[str]:
     return [html.unescape(code) for code in re.findall(f"<code class='{kind}'>(.*?)</code>", page, re.DOTALL)]
+
+
+def in_a_shell(command: str, folder: Path) -> str:
+    """What a curl command prints; the answer is a good one."""
+    words = ["sh", "-ec", command.replace("curl ", "curl --fail-with-body ", 1)]
+    run = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
+    assert run.returncode == 0, (command, run.stdout, run.stderr)
+    return run.stdout
 
 
 async def get(app: App, path: str, **headers: str) -> httpx.Response:
@@ -90,15 +102,7 @@ def test_every_command_works(server: Live, tmp_path: Path):
     found = commands(page, "curl")
     assert len(found) >= 10
     for command in found:
-        run = subprocess.run(
-            ["sh", "-ec", command.replace("curl ", "curl --fail-with-body ", 1)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
-        assert run.returncode == 0, (command, run.stdout, run.stderr)
-        assert run.stdout or " -o " in command
+        assert in_a_shell(command, tmp_path) or " -o " in command
     sizes = {}
     for file in tmp_path.iterdir():
         with Image.open(file) as picture:
@@ -114,6 +118,26 @@ def test_python_works(server: Live):
     assert run.returncode == 0, run.stderr
     tiny = ["(4, 8, 8, 1)", "(4, 4)", "(4, 4)", "(4, 8, 8, 1)", "(4, 8, 8, 1)", "(4,)", "(4,)"]
     assert run.stdout.splitlines() == [*tiny, *3 * ["(4, 3)"]]
+
+
+def test_commands_say_what_cannot_be_left_out(tmp_path: Path):
+    shutil.copytree(GPT2, folder := tmp_path / "gpt2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "bos_token_id": None}))
+    with live(create_app({"writer": load_pipeline(folder, batch_size=4)})) as server:
+        page = server.client.get("/").text
+        found = [command for command in commands(page, "curl") if "writer/" in command]
+        assert len(found) >= 4
+        for command in found:
+            assert "The" in in_a_shell(command, tmp_path)
+        script = next(code for code in commands(page, "python") if "'writer'" in code)
+        run = forked.run(["-c", script], timeout=TIMEOUT)
+        assert run.returncode == 0, run.stderr
+        assert len(re.findall("b['\"]The", run.stdout)) == 4
+        assert "<td>text</td><td>BYTES</td>" in page
+        schemas = server.client.get("/openapi.json").json()["paths"]["/v2/models/writer/generate"]["post"]
+        body = schemas["requestBody"]["content"]["application/json"]["schema"]
+        assert body["required"] == ["prompt"]
 
 
 @pytest.mark.parametrize("page", [index_page, docs_page])

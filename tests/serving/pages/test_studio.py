@@ -21,7 +21,7 @@ from starlette.routing import Mount
 from walks import StepGate
 
 from artifex.generative_models.inference import InferencePipeline
-from artifex.generative_models.inference.pipeline import picture_pipeline
+from artifex.generative_models.inference.pipeline import load_pipeline, picture_pipeline
 from artifex.serving import create_app
 
 if CHROMIUM is None:
@@ -34,10 +34,14 @@ Open = Callable[..., Page]
 expect.set_options(timeout=1e3 * TIMEOUT)
 
 
+GPT2 = Path(__file__).parent.parent.parent / "golden" / "gpt2"
+
+
 @pytest.fixture(scope="module")
 def server(pipeline: InferencePipeline) -> Iterator[Live]:
     steps = picture_pipeline(denoiser(), batch_size=1)  # of which little is compiled
-    with live(create_app({"tiny": pipeline, "steps": steps}, max_rows=256)) as server:
+    models = {"tiny": pipeline, "steps": steps, "writer": load_pipeline(GPT2, batch_size=1)}
+    with live(create_app(models, max_rows=256)) as server:
         yield server
 
 
@@ -147,6 +151,21 @@ def test_draws_with_previews(server: Live, open_page: Open, gate: StepGate):
     for url, other in zip(shown(page, ".grid img"), wanted, strict=True):
         np.testing.assert_allclose(pixels(url), pixels(other), atol=1)  # of other widths of the batch
     expect(page.locator(".grid img").first).to_have_class("pixelated")
+
+
+def test_writes(server: Live, open_page: Open):
+    page = open_page("writer/generate")
+    page.fill("[data-field=prompt]", "Zwölf Boxkämpfer, it's")
+    draw(page, num_tokens=12, num_samples=2, seed=7)
+    expect(page.locator(".writing")).to_have_count(2)
+    request = {"prompt": "Zwölf Boxkämpfer, it's", "num_tokens": 12, "num_samples": 2, "seed": 7}
+    wanted = server.client.post("/v2/models/writer/generate", json=request).json()["text"]
+    assert page.locator(".writing").all_text_contents() == wanted
+    page.click(".copy")
+    assert page.evaluate("navigator.clipboard.readText()") == "\n\n".join(wanted)
+    page.fill("[data-field=prompt]", "A " * 60)
+    page.click(".run")
+    expect(page.locator(".error")).to_contain_text("prompt: expected at most 47 tokens")
 
 
 def test_another_seed_each_time_unless_it_is_kept(open_page: Open):

@@ -39,6 +39,7 @@ class Field:
         choices: All that it may be.
         doc: One line for people.
         above: What it must be larger than, in place of a minimum.
+        example: Of a field that has to be said, what it might be.
     """
 
     kind: type
@@ -48,6 +49,7 @@ class Field:
     choices: tuple[str, ...] | None = None
     doc: str = ""
     above: float | None = None
+    example: Any = None
 
     def checked(self, name: str, value: Any, num_rows: int | None) -> NDArray[Any]:
         """A value as an array, [] for all rows or [rows].

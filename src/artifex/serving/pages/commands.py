@@ -11,11 +11,13 @@ from artifex.serving.pages.examples import (
     field_defaults,
     generate_example,
     infer_example,
+    needed_fields,
     needed_inputs,
 )
 from artifex.serving.plane.loaded_model import ServedEndpoint
 
 _NUM_SAMPLES = 16
+_FIELD_DTYPES = {"BYTES": "object", "BOOL": "bool", "INT64": "np.int64", "FP32": "np.float32"}
 
 
 def curl_commands(
@@ -64,16 +66,21 @@ def tritonclient_snippet(base_url: str, model: str, endpoint: ServedEndpoint) ->
         "inputs = []",
     ]
     metadata = {tensor["name"]: tensor for tensor in endpoint.tensors[0]}
-    for name in [*needed_inputs(endpoint), *(["seed"] if endpoint.draws else [])]:
+    said = needed_fields(endpoint)
+    for name in [*needed_inputs(endpoint), *said, *(["seed"] if endpoint.draws else [])]:
         shape = [4, *metadata[name]["shape"][1:]]
         datatype = metadata[name]["datatype"]
-        rows = "np.arange(4)" if name == "seed" else f"np.zeros({shape}, {_dtype(endpoint, name)})"
+        if name in said:
+            rows = f"np.full({shape}, {said[name]!r}, {_FIELD_DTYPES[datatype]})"
+        else:
+            rows = "np.arange(4)" if name == "seed" else f"np.zeros({shape}, {_dtype(endpoint, name)})"
         lines += [
             f"inputs.append(triton.InferInput({name!r}, {shape}, {datatype!r}))",
             f"inputs[-1].set_data_from_numpy({rows})",
         ]
     lines += [
         f"result = client.infer({model!r}, inputs)",
+        *(f"print(result.as_numpy({name!r}))" for name in endpoint.texts),
         *(f"print(result.as_numpy({name!r}).shape)" for name in endpoint.outputs),
     ]
     return "\n".join(lines)
@@ -81,7 +88,7 @@ def tritonclient_snippet(base_url: str, model: str, endpoint: ServedEndpoint) ->
 
 def _draws(url: str, endpoint: ServedEndpoint, png: list[str], num_samples: int) -> list[tuple[str, str]]:
     """Commands for an endpoint that needs no input."""
-    seed = {"seed": 1} if endpoint.draws else {}
+    seed = needed_fields(endpoint) | ({"seed": 1} if endpoint.draws else {})
     many, few, one = (dumps({"num_samples": n, **seed}) for n in (num_samples, min(4, num_samples), 1))
     commands = [
         ("JSON", _curl(f"{url}/generate", "-d", one)),

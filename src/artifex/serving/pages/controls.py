@@ -72,7 +72,10 @@ def _model(entry: Entry, plane: DataPlane) -> Json:
 
 def _endpoint(served: str, endpoint: ServedEndpoint, max_rows: int) -> Json:
     controls = [_of_input(name, spec) for name, spec in endpoint.inputs.items()]
-    controls += [_of_said(name, field.kind, field) for name, field in endpoint.fields.items()]
+    controls += [
+        {**_of_said(name, field.kind, field), "is_needed": field.example is not None}
+        for name, field in endpoint.fields.items()
+    ]
     controls += [
         {**_of_said(name, type(option.default), option), "multiple": option.multiple}
         for name, option in endpoint.options.items()
@@ -88,6 +91,7 @@ def _endpoint(served: str, endpoint: ServedEndpoint, max_rows: int) -> Json:
         "takes_steps": endpoint.takes_steps,
         "max_rows": max_rows,
         "controls": controls,
+        "texts": [*endpoint.texts],
         "outputs": [
             {"name": name, "shape": [*spec.shape], "is_picture": is_picture(spec)}
             for name, spec in endpoint.outputs.items()

@@ -33,9 +33,15 @@ def needed_inputs(endpoint: ServedEndpoint) -> list[str]:
     return [name for name in endpoint.inputs if not endpoint.is_optional(name)]
 
 
+def needed_fields(endpoint: ServedEndpoint) -> dict[str, Any]:
+    """The fields that a request cannot leave out, and what they might be."""
+    return {name: field.example for name, field in endpoint.fields.items() if field.example is not None}
+
+
 def field_defaults(endpoint: ServedEndpoint) -> dict[str, Any]:
-    """What is said where nobody says anything, as JSON takes it."""
-    return {name: field.default for name, field in endpoint.fields.items() if field.default is not None}
+    """What is said where nobody says anything, as JSON takes it, and what cannot be left out."""
+    defaults = {name: field.default for name, field in endpoint.fields.items() if field.default is not None}
+    return needed_fields(endpoint) | defaults
 
 
 def generate_example(endpoint: ServedEndpoint) -> dict[str, Any] | None:

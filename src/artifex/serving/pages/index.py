@@ -128,7 +128,8 @@ def _endpoint(name: str, endpoint: ServedEndpoint, plane: DataPlane, base_url: s
         [key, "", "", str(option.default), "; ".join(["option", *option.words])]
         for key, option in endpoint.options.items()
     ]
-    outputs = [_tensor(key, spec) for key, spec in endpoint.outputs.items()]
+    outputs = [[key, "BYTES", "[rows]", "", ""] for key in endpoint.texts]
+    outputs += [_tensor(key, spec) for key, spec in endpoint.outputs.items()]
     parts = [
         f"<h3><code>{escape(name)}</code></h3><p>{escape(endpoint.doc)}</p>",
         _table(["Input", "Datatype", "Shape", "Default", ""], [*inputs, *options]),

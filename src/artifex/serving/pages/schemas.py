@@ -10,7 +10,7 @@ import numpy as np
 from artifex.generative_models.core.fields import Field
 from artifex.generative_models.core.specs import Option, TensorSpec
 from artifex.generative_models.inference.images import is_picture
-from artifex.serving.pages.examples import needed_inputs
+from artifex.serving.pages.examples import needed_fields, needed_inputs
 from artifex.serving.plane.loaded_model import ServedEndpoint
 from artifex.serving.plane.seeds import MAX_SEED
 from artifex.serving.plane.tensors import DTYPES
@@ -72,7 +72,8 @@ def generate_request(endpoint: ServedEndpoint, max_rows: int) -> Json:
         "priority": described(COUNT, "Taken, and all are alike."),
         "parameters": described(OBJECT, "May hold what is no input."),
     }
-    return object_of(properties, needed_inputs(endpoint), closed=True, about=endpoint.doc)
+    needed = [*needed_inputs(endpoint), *needed_fields(endpoint)]
+    return object_of(properties, needed, closed=True, about=endpoint.doc)
 
 
 def generate_options(endpoint: ServedEndpoint, max_rows: int) -> Json:

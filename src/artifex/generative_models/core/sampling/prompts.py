@@ -44,7 +44,7 @@ class Continuing:
         most = self.context - 1
         return {
             "prompt_length": Field(
-                int, None, minimum=1, maximum=most, doc="How many of the tokens are given."
+                int, None, minimum=1, maximum=most, doc="How many of the tokens are given.", example=1
             ),
             "num_tokens": Field(
                 int,

@@ -41,8 +41,9 @@ class ContinuingText:
     @functools.cached_property
     def fields(self) -> Mapping[str, Field]:
         """What may be said."""
-        default = None if self.start is None else ""
-        prompt = Field(str, default, doc="The text to go on with.")
+        about = "The text to go on with."
+        needed = self.start is None
+        prompt = Field(str, None, doc=about, example="The") if needed else Field(str, "", doc=about)
         others = {name: field for name, field in self._continuing.fields.items() if name != "prompt_length"}
         return {"prompt": prompt, **others}
 

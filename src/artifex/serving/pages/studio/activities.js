@@ -5,6 +5,7 @@ import { drawPanel } from "./draw.js";
 import { interpolatePanel } from "./interpolate.js";
 import { transformPanel } from "./transform.js";
 import { walkPanel } from "./walk.js";
+import { writePanel } from "./write.js";
 
 const needed = (endpoint) => endpoint.controls.filter((one) => one.is_needed);
 const isPlain = (endpoint) => needed(endpoint).every((one) => !["picture", "vector"].includes(one.kind));
@@ -18,6 +19,10 @@ export function activities(model, gallery) {
   for (const endpoint of model.endpoints.filter((one) => givesPicture(one) && isPlain(one))) {
     const title = endpoint.endpoint === "generate" ? "Draw" : titled(endpoint.endpoint);
     add(endpoint.endpoint, title, () => drawPanel(model, endpoint, gallery));
+  }
+  for (const endpoint of model.endpoints.filter((one) => one.texts.length > 0 && isPlain(one))) {
+    const title = endpoint.endpoint === "generate" ? "Write" : titled(endpoint.endpoint);
+    add(endpoint.endpoint, title, () => writePanel(endpoint));
   }
   const way = waysBetween(by);
   const transforms = model.endpoints.filter((one) => one !== way?.interpolate && takesPictures(one));

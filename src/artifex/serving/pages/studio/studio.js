@@ -118,7 +118,7 @@ function showModel(activity) {
     return;
   }
   close();
-  const reason = model.reason ? `${model.reason}.` : "it has no endpoint that takes or gives pictures.";
+  const reason = model.reason ? `${model.reason}.` : "it has no endpoint that takes or gives pictures or texts.";
   const words = model.state === "LOADING" ? `${model.name} is being loaded …` : `${model.name}: ${reason}`;
   place.replaceChildren(el("p", { className: "empty" }, words));
 }
