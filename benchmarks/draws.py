@@ -69,11 +69,18 @@ def vqvae(model: Any, key: Any, label: Any, given: Mapping[str, Any]) -> Any:
 
 
 def energy(model: Any, key: Any, label: Any, given: Mapping[str, Any]) -> Any:
-    """A scan of annealed Langevin steps, and the noise that is left removed."""
+    """A scan of annealed Langevin steps with guidance, and the noise that is left removed."""
     steps = int(given["num_steps"][0])
     size, first, last = (jnp.float32(given[name][0]) for name in ("step_size", "sigma_start", "sigma_end"))
     levels = first * (last / first) ** (jnp.arange(steps + 1) / steps)
-    gradient = jax.grad(lambda x, sigma: model.energy(x, jnp.full(len(x), sigma), label).sum())
+    guidance = jnp.float32(given["guidance_scale"][0])
+    classes = jnp.concatenate([label, jnp.full_like(label, model.config["num_labels"])])
+
+    def guided(x: Any, sigma: Any) -> Any:
+        told, free = jnp.split(model.energy(jnp.concatenate([x, x]), jnp.full(2 * len(x), sigma), classes), 2)
+        return (free + guidance * (told - free)).sum()
+
+    gradient = jax.grad(guided)
 
     def one(carried: Any, step: Any) -> Any:
         x, pull = carried

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from denoisers import denoiser
+from every_family import FAMILIES
 from forked import Python
 
 from artifex.generative_models.inference import export_model
@@ -92,6 +93,18 @@ def test_a_second_start_of_a_model_that_takes_steps(
     command = ("generate", drawer, "-n", 2, "-o", "out.npy", "--batch-size", 2)
     assert watched(*command) != NOTHING
     assert watched(*command, "--seed", 2, "--set", "label=1,3", "--set", "sampler=euler") == NOTHING
+
+
+def test_a_second_start_of_a_model_that_calls_lapack(tmp_path: Path, spawn: Spawn):
+    flow = export_model(FAMILIES["realnvp"](), tmp_path / "flow", step=1)
+    drawn = []
+    for _ in range(2):
+        process = spawn("generate", flow, "-n", 2, "-o", "out.png", "--batch-size", 2)
+        process.communicate()
+        assert process.returncode == 0
+        drawn.append(Path("out.png").read_bytes())
+        Path("out.png").unlink()
+    assert drawn[0] == drawn[1]
 
 
 def test_a_refused_directory_is_one_line_and_no_failure(model: Path, spawn: Spawn, cache: Path):
