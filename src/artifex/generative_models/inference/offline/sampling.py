@@ -36,12 +36,13 @@ def sampling(
     Args:
         executor: Of a model with a `generate` endpoint.
         num_samples: How many; None where there is no end, so that what is given is for all.
-        temperature: Standard deviation of the prior's noise.
-        given: More inputs of the endpoint, for all samples or one a sample, and options.
+        temperature: Standard deviation of the prior's noise, of all samples.
+        given: More inputs of the endpoint, for all samples or one a sample, and options; the temperature too,
+            where it is not said already.
 
     Raises:
-        InputError: No samples; a temperature that is negative, not finite, or not taken; a name that is not
-            taken; an input of another shape, or of which there are not as many as samples.
+        InputError: No samples; a temperature that is negative, not finite, not taken, or given twice; a name
+            that is not taken; an input of another shape, or of which there are not as many as samples.
     """
     if num_samples is not None and num_samples < 1:
         raise InputError(f"num_samples: expected at least 1, got {num_samples}")
@@ -50,8 +51,10 @@ def sampling(
     if "generate" not in executor.endpoints:
         raise InputError(f"no endpoint 'generate'; there are {', '.join(executor.endpoints)}")
     endpoint = executor.endpoints["generate"]
+    if "temperature" in given and temperature != 1:
+        raise InputError("temperature: it is given twice")
     if "temperature" in endpoint.fields:
-        given = {**given, "temperature": temperature}
+        given = {"temperature": temperature, **given}
     elif temperature != 1:
         raise InputError(f"temperature: this model takes none, got {temperature}")
     unknown = given.keys() - {*endpoint.fields}
