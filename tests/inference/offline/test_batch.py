@@ -7,6 +7,7 @@ from shared import TOLERANCE, decode
 from artifex.generative_models.core.errors import InputError, InputTypeError
 from artifex.generative_models.inference import (
     Executor,
+    InferencePipeline,
     batch_encode_images,
     batch_generate_samples,
     encode_images_jit,
@@ -111,6 +112,18 @@ def test_a_second_call_on_the_same_generators_draws_new_samples(mnist_vae):
     rngs = nnx.Rngs(0)
     first, second = (np.asarray(batch_generate_samples(mnist_vae, 3, rngs=rngs)) for _ in range(2))
     assert np.abs(first - second).max() > 0.1
+
+
+def test_a_temperature_among_what_else_is_said_holds(mnist_vae):
+    def drawn(**how):
+        chunks = InferencePipeline(mnist_vae).generate_chunks(2, key=jax.random.key(1), **how)
+        return np.concatenate(list(chunks))
+
+    wanted = drawn(temperature=0.5)
+    np.testing.assert_array_equal(drawn(given={"temperature": 0.5}), wanted)
+    np.testing.assert_array_equal(drawn(given={"temperature": [0.5, 1.0]})[0], wanted[0])
+    with pytest.raises(InputError, match="temperature: it is given twice"):
+        drawn(temperature=0.5, given={"temperature": 0.5})
 
 
 def test_temperature_zero_is_the_mean_of_the_prior(mnist_vae):
