@@ -1,5 +1,6 @@
 """The code blocks of README and docs, run as a reader would: a page's blocks share one session."""
 
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,16 @@ sys.path.append({str(ROOT / "tests")!r})
 import brief
 brief.measure_briefly()
 runpy.run_path("session.py", run_name="__main__")
+"""
+# The commands of a page in one process, which starts as each of them would.
+COMMANDS = """
+import json, sys
+from artifex.cli import main
+for sys.argv[1:] in json.loads(sys.argv[1]):
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, sys.argv
 """
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -46,9 +57,8 @@ def test_code_blocks_run(page, tmp_path):
     if session:
         (tmp_path / "session.py").write_text(session)
         forked.run(python, cwd=tmp_path, env=environment, check=True)
-    for command in commands(page):
-        _, *args = shlex.split(command, comments=True)
-        forked.run(["-m", "artifex", *args], cwd=tmp_path, env=environment, check=True)
+    said = [shlex.split(command, comments=True)[1:] for command in commands(page)]
+    forked.run(["-c", COMMANDS, json.dumps(said)], cwd=tmp_path, env=environment, check=True)
 
 
 def test_a_command_runs_in_a_shell(tmp_path):
