@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import artifex
+from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.inference import InferencePipeline
 
 GPT2 = Path(__file__).parent.parent / "golden" / "gpt2"
@@ -22,6 +23,20 @@ def test_it_prints_one(cli: Cli, pipeline: InferencePipeline) -> None:
     wanted = pipeline.call("generate", num_rows=1, rngs=0, prompt="A model", num_tokens=5, temperature=0.5)
     said = cli("generate", GPT2, "--set", "prompt=A model", "--set", "num_tokens=5", "--temperature", 0.5)
     assert said.rstrip("\n") == str(wanted["text"][0]).rstrip("\n")
+
+
+@pytest.mark.parametrize("prompt", ["Hello,world", "null", "2024"])
+def test_a_prompt_is_taken_as_it_is_written(cli: Cli, pipeline: InferencePipeline, prompt: str) -> None:
+    wanted = pipeline.call("generate", num_rows=1, rngs=0, prompt=prompt, num_tokens=5)["text"][0]
+    said = cli("generate", GPT2, "--set", f"prompt={prompt}", "--set", "num_tokens=5")
+    assert said.rstrip("\n") == str(wanted).rstrip("\n")
+
+
+def test_what_is_not_pictures_is_refused_where_pictures_are_wanted(pipeline: InferencePipeline) -> None:
+    with pytest.raises(InputError, match="generate: expected a model of pictures, and it gives text"):
+        pipeline.generate(1, rngs=0)
+    with pytest.raises(InputError, match="generate: expected pictures x, and it gives "):
+        pipeline.picture_dtype("generate")
 
 
 def test_a_file_has_an_object_a_line(cli: Cli, pipeline: InferencePipeline) -> None:

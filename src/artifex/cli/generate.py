@@ -15,6 +15,7 @@ from artifex.cli.options import (
     Scale,
     Seed,
     Settings,
+    as_written,
     setting,
     takes_groups,
 )
@@ -44,12 +45,12 @@ def generate(
     from artifex.cli.multiprocess import join, run_job
     from artifex.cli.on_ray import on_actors
     from artifex.cli.run import Job, open_pipeline, picture_shape, report
-    from artifex.cli.texts import gives_texts, write_texts
+    from artifex.cli.texts import gives_texts, text_fields, write_texts
     from artifex.generative_models.core.endpoint import changed_options
     from artifex.generative_models.core.keys import sample_key
     from artifex.generative_models.inference.offline.sampling import sampling
 
-    chosen = dict(map(setting, settings))
+    chosen = dict(setting(text, ("seed", "temperature", "num_samples")) for text in settings)
     given = {"seed": seed, "temperature": temperature, **({"set": chosen} if chosen else {})}
     if on_ray := on_actors("generate_dataset", model, scale):
         facts = on_ray(num_samples or _SAMPLES, output, seed=seed, temperature=temperature, given=chosen)
@@ -58,6 +59,7 @@ def generate(
     join(scale, model, output)
     pipeline = open_pipeline(model, scale)
     if gives_texts(pipeline):
+        given["set"] = as_written(chosen, settings, text_fields(pipeline))
         write_texts(pipeline, num_samples or 1, output, given, as_json)
         return
     num_samples = num_samples or _SAMPLES

@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -153,18 +153,30 @@ def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def setting(text: str) -> tuple[str, Any]:
-    """A name and its value: JSON, words with commas between them as a list of those, or else a string."""
+def setting(text: str, options: Collection[str] = ("seed", "num_samples")) -> tuple[str, Any]:
+    """A name and its value: JSON, words with commas between them as a list of those, or else a string.
+
+    Args:
+        text: Both, with "=" between them.
+        options: Names of which the command has options of its own.
+    """
     from artifex.generative_models.core.errors import InputError
 
     name, equals, value = text.partition("=")
-    if name in ("seed", "temperature", "num_samples"):
+    if name in options:
         raise InputError(f"--set {text}: --{name.replace('_', '-')} is an option of its own")
     if not equals or not name.isidentifier():
         raise InputError(f"--set {text}: expected NAME=VALUE, such as label=3")
     if _WORDS.fullmatch(value):
         return name, [_plain(word) for word in value.split(",")]
     return name, _plain(value)
+
+
+def as_written(chosen: Mapping[str, Any], settings: Sequence[str], texts: Collection[str]) -> dict[str, Any]:
+    """What `setting` made of settings; but texts stay as they were written, unless they are JSON."""
+    written = dict(text.partition("=")[::2] for text in settings)
+    plain = [name for name in texts if name in written and written[name][:1] not in ("[", '"')]
+    return {**chosen, **{name: written[name] for name in plain}}
 
 
 def _plain(value: str) -> Any:

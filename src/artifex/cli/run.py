@@ -23,6 +23,7 @@ from artifex.generative_models.core.fields import checked_fields
 from artifex.generative_models.inference.cache import cache_dir, enable_compilation_cache
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.formats.loading import load_exported_model
+from artifex.generative_models.inference.images import pictures_in
 from artifex.generative_models.inference.offline.progress import track_rows
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 
@@ -132,7 +133,7 @@ def sizes_of(pipeline: InferencePipeline, endpoint: str, name: str, shape: Seque
 
 def picture_shape(pipeline: InferencePipeline, endpoint: str, **options: Any) -> tuple[int, ...]:
     """Shape (H, W, C) of the pictures that an endpoint gives."""
-    return pipeline.executor.spec(endpoint, **options)[1]["x"].shape
+    return pictures_in(pipeline.executor.spec(endpoint, **options)[1]).shape
 
 
 @dataclass(frozen=True)

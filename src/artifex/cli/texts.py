@@ -22,6 +22,13 @@ def gives_texts(pipeline: InferencePipeline) -> bool:
     return generate is not None and isinstance(generate.says, Finishing)
 
 
+def text_fields(pipeline: InferencePipeline) -> list[str]:
+    """Names of what a model of text is told that is text."""
+    says = pipeline.executor.endpoints["generate"].says
+    fields = {} if says is None else says.fields
+    return [name for name, field in fields.items() if field.kind is str and field.choices is None]
+
+
 def write_texts(
     pipeline: InferencePipeline, num_samples: int, output: str, given: Mapping[str, Any], as_json: bool
 ) -> None:

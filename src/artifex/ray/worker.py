@@ -18,6 +18,7 @@ import numpy as np
 from artifex.generative_models.core.errors import ArtifexError, OutputError
 from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.cache import enable_compilation_cache
+from artifex.generative_models.inference.images import pictures_in
 from artifex.generative_models.inference.offline.latents import encoded_name
 from artifex.generative_models.inference.offline.parts import Place
 from artifex.generative_models.inference.offline.sources import PictureFiles
@@ -171,7 +172,8 @@ def describe(setup: Setup) -> Facts | Exception:
             inputs, outputs = pipeline.executor.spec(setup.endpoint)
             identity = pipeline.job_identity(setup.endpoint)
             if setup.endpoint == "generate":
-                return Facts(identity, (), "x", outputs["x"].shape, pipeline.picture_dtype("generate").name)
+                shape = pictures_in(outputs).shape
+                return Facts(identity, (), "x", shape, pipeline.picture_dtype("generate").name)
             name = encoded_name(pipeline.executor)
             latent = outputs[name]
             return Facts(identity, inputs["x"].shape, name, latent.shape, np.dtype(latent.dtype).name)

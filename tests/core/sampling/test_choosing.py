@@ -97,6 +97,13 @@ def test_the_likeliest_is_taken_without_temperature() -> None:
         np.testing.assert_array_equal(found, logits.argmax(1))
 
 
+@pytest.mark.parametrize("said", [{"top_p": 1e-40}, {"temperature": 1e-37}, {"min_p": 1.0}])
+def test_the_narrowest_choice_leaves_the_likeliest(said: dict[str, float]) -> None:
+    logits = np.float32([[-40, -39, -41], [3, 2, 1]])
+    found = CHOSEN(keys(2), np.zeros(2, np.int32), logits, np.zeros((2, 3), bool), numbers(2, **said))
+    np.testing.assert_array_equal(found, [1, 0])
+
+
 def test_repeated_symbols_are_less_likely() -> None:
     logits = np.float32([[2.0, 1.9, -3.0]])
     seen = np.array([[True, False, True]])
@@ -109,6 +116,7 @@ def test_repeated_symbols_are_less_likely() -> None:
     [
         ({"temperature": -0.1}, "temperature: expected from 0, got -0.1"),
         ({"top_k": 0}, "top_k: expected from 1, got 0"),
+        ({"top_k": 2**32 + 1}, "top_k: expected at most 2147483647, got 4294967297"),
         ({"top_p": 0.0}, "top_p: expected above 0, at most 1, got 0"),
         ({"top_p": 1.5}, "top_p: expected above 0, at most 1, got 1.5"),
         ({"min_p": 1.5}, "min_p: expected from 0 to 1, got 1.5"),

@@ -9,7 +9,7 @@ import pytest
 
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError
-from artifex.generative_models.core.fields import Field
+from artifex.generative_models.core.fields import Field, RowNumbers
 from artifex.generative_models.inference import Executor, InferencePipeline
 from artifex.generative_models.inference.measure.quality import FeatureModel, evaluate
 from artifex.generative_models.inference.measure.quality import samples as quality_samples
@@ -211,6 +211,35 @@ def test_pictures_fill_the_cells_of_their_levels_where_a_model_can_have_them(see
     model = foretelling("log_prob", dequantize=False)
     model.preprocess_fn = lambda pictures: pictures.astype(np.float32) / 255
     assert 0.4 < figures(evaluate(model, real, seen_by))["bits_per_dim"].value < 0.6  # as the endpoint tells
+
+
+def test_where_a_class_has_to_be_told_pictures_are_of_all_alike(seen_by, real):
+    def density(model, keys, inputs):
+        return {"log_prob": -0.01 * jnp.square(inputs["x"]).sum((1, 2, 3)) * (1 + inputs["label"])}
+
+    says = RowNumbers.of({"label": Field(int, 0, minimum=0, maximum=2)})
+    ends = {
+        "reconstruct": Endpoint(reconstruct, {"x": PICTURE}),
+        "log_prob": Endpoint(density, {"x": PICTURE} | says.inputs, says=says),
+    }
+    model = InferencePipeline(
+        Executor({"shift": np.float32(0)}, ends, batch_sizes=(64,)), postprocess_fn=uint8
+    )
+    model.preprocess_fn = lambda pictures: pictures.astype(np.float32) / 255
+    assert "bits_per_dim" not in figures(evaluate(model, real, seen_by))
+    nats = -0.01 * ((real.astype(np.float64) / 255) ** 2).sum((1, 2, 3))
+    likely = np.mean([np.exp(nats * times) for times in (1, 2, 3)], axis=0)
+    found = figures(evaluate(model, real, seen_by, likelihood=True))["bits_per_dim"].value
+    assert found == pytest.approx(np.mean(-np.log2(likely)) / 144, rel=1e-5)
+
+
+def test_labels_that_there_are_not_are_refused_at_once(seen_by, real):
+    ends = {"generate": Endpoint(generate, {"label": TensorSpec((), jnp.int32)}, says=Labels())}
+    model = InferencePipeline(
+        Executor({"shift": np.float32(0)}, ends, batch_sizes=(64,)), postprocess_fn=uint8
+    )
+    with pytest.raises(InputError, match="generate: label: expected one value, or 200"):
+        evaluate(model, real, seen_by, num_samples=200, given={"label": [1, 2, 3]})
 
 
 def test_an_endpoint_that_solves_an_ode_is_asked_when_it_is_wanted(seen_by, real):

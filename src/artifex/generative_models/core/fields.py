@@ -212,8 +212,16 @@ class RowNumbers:
         return {}
 
     def rows(self, said: Mapping[str, Any], num_rows: int, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The numbers of so many rows."""
+        """The numbers of so many rows.
+
+        Raises:
+            InputError: An integer that int32 does not hold.
+        """
         values = {**json.loads(self.facts)["unsaid"], **said}
+        for name, spec in self.inputs.items():
+            most = np.iinfo(spec.dtype).max if np.dtype(spec.dtype).kind == "i" else np.inf
+            if np.max(values[name]) > most:
+                raise InputError(f"{name}: expected at most {most}, got {np.max(values[name])}")
         return {
             name: np.ascontiguousarray(np.broadcast_to(values[name], (num_rows,)).astype(spec.dtype))
             for name, spec in self.inputs.items()

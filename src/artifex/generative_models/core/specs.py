@@ -28,8 +28,8 @@ class TensorSpec:
         doc: One line for people: meaning, unit, range.
         image_range: The low and the high end of the model's pixel values, where rows are pictures. An input
             then takes uint8 pictures too: they go to the device as they are, and the executable scales them.
-        minimum: The least number that an input of integers may be; None is that of its dtype.
-        maximum: The largest.
+        minimum: The least number that an input may be; None is that of its dtype.
+        maximum: The largest integer.
     """
 
     shape: tuple[Any, ...]

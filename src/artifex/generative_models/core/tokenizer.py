@@ -46,14 +46,22 @@ def found_beside(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     return {**config, "tokenizer": str(directory.absolute() / Path(name).name)}
 
 
-@functools.lru_cache(maxsize=8)
 def open_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of a file.
+    """The tokenizer of a file, read once for as long as the file stays as it is.
 
     Raises:
         InputError: tokenizers is not installed.
         ConfigError: The file cannot be read.
     """
+    try:
+        facts = Path(path).stat()
+    except OSError:
+        return Tokenizer(path)  # which says what is wrong
+    return _read(path, facts.st_mtime_ns, facts.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: str, changed: int, size: int) -> Tokenizer:
     return Tokenizer(path)
 
 

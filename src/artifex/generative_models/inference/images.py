@@ -221,6 +221,21 @@ def is_picture(spec: TensorSpec) -> bool:
     return len(spec.shape) == 3 and spec.shape[2] in PICTURE_CHANNELS
 
 
+Pictures = TypeVar("Pictures")
+
+
+def pictures_in(outputs: Mapping[str, Pictures]) -> Pictures:
+    """The pictures among what `generate` gives.
+
+    Raises:
+        InputError: It gives something else.
+    """
+    if "x" not in outputs:
+        given = ", ".join(outputs)
+        raise InputError(f"generate: expected pictures x, and it gives {given}; use pipeline.call")
+    return outputs["x"]
+
+
 def taking_uint8(endpoints: Mapping[str, Endpoint], image_range: tuple[float, float]) -> dict[str, Endpoint]:
     """The endpoints, taking uint8 pictures too, which the executable scales to the model's range.
 

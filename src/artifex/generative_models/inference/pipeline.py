@@ -30,7 +30,7 @@ from artifex.generative_models.inference.formats.loading import (
     find_directory,
 )
 from artifex.generative_models.inference.formats.warm_start import Snapshot
-from artifex.generative_models.inference.images import denormalize_images, taking_uint8
+from artifex.generative_models.inference.images import denormalize_images, pictures_in, taking_uint8
 from artifex.generative_models.inference.offline.batch import (
     collect_placed,
     collected,
@@ -206,7 +206,7 @@ class InferencePipeline:
             "generate", rows, every=every, key=key, num_rows=num_samples, **how.options
         )
         for look in looks:
-            pictures = np.asarray(self.postprocess_fn(look.outputs["x"]))
+            pictures = np.asarray(self.postprocess_fn(pictures_in(look.outputs)))
             yield look._replace(outputs={**look.outputs, "x": pictures})
 
     def interpolate(
@@ -332,7 +332,7 @@ class InferencePipeline:
         Raises:
             InputError: An unknown endpoint.
         """
-        spec = self.executor.spec(endpoint)[1]["x"]
+        spec = pictures_in(self.executor.spec(endpoint)[1])
         return np.asarray(self.postprocess_fn(np.zeros((1, *spec.shape), spec.dtype))).dtype
 
     def job_identity(self, endpoint: str) -> dict[str, Any]:

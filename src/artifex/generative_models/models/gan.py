@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _MAX_SIDE = 2**14
 _MAX_DOUBLINGS = 13
-_EPSILON = 1e-8
+EPSILON = 1e-8  # of squares of lengths
 _Z, _OTHER_Z, _LABEL, _OTHERS = range(4)  # what each child of a row's key is for
 
 
@@ -64,7 +64,8 @@ def pixel_norm(x: Float[Array, "*positions features"]) -> Float[Array, "*positio
         Karras et al., *Progressive Growing of GANs for Improved Quality, Stability, and Variation*, 2018,
         section 4.2. https://arxiv.org/abs/1710.10196
     """
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + jnp.asarray(_EPSILON, x.dtype))
+    square = jnp.mean(jnp.square(x.astype(jnp.float32)), -1, keepdims=True)  # which float16 does not hold
+    return x * jax.lax.rsqrt(square + jnp.float32(EPSILON)).astype(x.dtype)
 
 
 def prior(

@@ -120,7 +120,7 @@ class GPT2(nnx.Module):
         """Of the first tokens but one, given that one, in nats, float32.
 
         Args:
-            tokens: Sequences, with anything after their ends.
+            tokens: Sequences, with any symbols after their ends.
             length: Of each.
         """
         following = jax.nn.log_softmax(self.network(tokens)[:, :-1])
@@ -138,11 +138,16 @@ class GPT2(nnx.Module):
         if config["tokenizer"] is not None:
             says = ContinuingText(config["tokenizer"], most, usual, config["start"])
         loop = TokenLoop(_prompt, _prefill, _next, config["vocab_size"], end=config["end"])
-        tokens = TensorSpec(("max_prompt",), np.int32, doc="symbols, with anything after the prompt's end")
+        known = {"minimum": 0, "maximum": config["vocab_size"] - 1}
+        tokens = TensorSpec(
+            ("max_prompt",), np.int32, doc="symbols, with any of them after the prompt's end", **known
+        )
         sizes = {"max_prompt": Option(min(_PROMPT, most), minimum=1, maximum=most, doc="Room for a prompt.")}
         sequence = {
-            "tokens": TensorSpec(("max_prompt",), np.int32, doc="symbols, with anything after the end"),
-            "length": TensorSpec((), np.int32, doc="how many of them"),
+            "tokens": TensorSpec(
+                ("max_prompt",), np.int32, doc="symbols, with any of them after the end", **known
+            ),
+            "length": TensorSpec((), np.int32, doc="how many of them", minimum=1, maximum=most),
         }
         return {
             "generate": Endpoint(

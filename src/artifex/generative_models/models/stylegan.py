@@ -32,6 +32,7 @@ from artifex.generative_models.core.fields import Field
 from artifex.generative_models.core.nn import Conv3x3, SubpixelConv
 from artifex.generative_models.models.arguments import check_integers
 from artifex.generative_models.models.gan import (
+    EPSILON,
     WEIGHT,
     check_generator,
     chosen_labels,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     Noise = Sequence[Float[Array, "batch h w 1"]]
 
 _SLOPE, _GAIN = 0.2, 2**0.5  # of the leaky ReLU, and what keeps its variance
-_EPSILON = 1e-8
 _MAX_LAYERS = 64
 
 
@@ -129,9 +129,10 @@ class ModulatedConv(nnx.Module):
         if not self.demodulates:
             return x
         kernel = (self.conv.conv if isinstance(self.conv, SubpixelConv) else self.conv).kernel[...]
+        kernel, style = kernel.astype(jnp.float32), style.astype(jnp.float32)  # float16 holds no such squares
         power = jnp.square(kernel).sum((0, 1)).reshape(len(style.T), -1, self.features).mean(1)
-        scale = jax.lax.rsqrt(jnp.square(style) @ power + jnp.asarray(_EPSILON, style.dtype))
-        return x * scale[:, None, None]
+        scale = jax.lax.rsqrt(jnp.square(style) @ power + jnp.float32(EPSILON))
+        return x * scale[:, None, None].astype(x.dtype)
 
 
 class StyledLayer(nnx.Module):

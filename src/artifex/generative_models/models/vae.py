@@ -228,7 +228,7 @@ class VAE(nnx.Module):
         latent = TensorSpec((self.latent_dim,), jnp.float32, doc="latent vectors")
         x = {"x": TensorSpec(self.input_shape, jnp.float32, doc="pictures in [0, 1]")}
         temperature = TensorSpec(
-            (), jnp.float32, default=1.0, doc="standard deviation of the prior's noise, from 0"
+            (), jnp.float32, default=1.0, doc="standard deviation of the prior's noise, from 0", minimum=0
         )
         says, label = None, {}
         if self.num_labels:

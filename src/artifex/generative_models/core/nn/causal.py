@@ -276,9 +276,12 @@ class CausalTransformer(nnx.Module):
 
     def _logits(self, x: Float[Array, "*rows features"]) -> Float[Array, "*rows vocab"]:
         x = self.norm(x)
-        return (x @ self.symbols.embedding[...].T if self.head is None else self.head(x)).astype(jnp.float32)
+        table = self.symbols.embedding[...].T if self.head is None else self.head.kernel[...]
+        return jnp.matmul(x, table, preferred_element_type=jnp.float32)
 
 
 def _vectors(embedding: nnx.Embed, which: Int[Array, "*shape"]) -> Float[Array, "*shape features"]:
     """Of each number its vector, in the dtype of the weights; NaN of one that there is not."""
-    return embedding.embedding[...].at[which].get(mode="fill", fill_value=jnp.nan)
+    return (
+        embedding.embedding[...].at[which].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key
 
 _ALL = 2**31 - 1  # more symbols than there are
+_COLDEST = 1e-20  # at less the likeliest symbol is as good as certain, and scores overflow
 
 
 CHOOSING_FIELDS = {
@@ -109,7 +110,7 @@ def processed(
 
 
 def _is_greedy(inputs: Mapping[str, Any]) -> Bool[Array, " rows"]:
-    return inputs["greedy"] | (inputs["temperature"] == 0)
+    return inputs["greedy"] | (inputs["temperature"] < _COLDEST)
 
 
 def _filtered(
@@ -125,7 +126,7 @@ def _filtered(
     kept = ranked >= jnp.take_along_axis(ranked, last[:, None], axis=1)
     likely = jax.nn.softmax(jnp.where(kept, ranked, -jnp.inf))
     before = jnp.cumsum(likely, -1) - likely
-    kept &= (before < top_p[:, None]) | (top_p >= 1)[:, None]
+    kept &= (before < top_p[:, None]) | (top_p >= 1)[:, None] | (jnp.arange(kept.shape[1]) == 0)[None]
     kept &= likely >= min_p[:, None] * likely[:, :1]
     rows = jnp.arange(len(scores))[:, None]
     return scores.at[rows, order].set(jnp.where(kept, ranked, -jnp.inf), unique_indices=True)

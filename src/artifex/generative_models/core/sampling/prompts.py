@@ -65,7 +65,8 @@ class Continuing:
     @property
     def room_options(self) -> dict[str, Option]:
         """The option that says how many new tokens there is room for."""
-        return {ROOM_OPTION: Option(_room_for(self.num_tokens), minimum=1, maximum=2 * self.context)}
+        most = max(_FEWEST, 2 * self.context)
+        return {ROOM_OPTION: Option(_room_for(self.num_tokens), minimum=1, maximum=most)}
 
     @property
     def provides(self) -> Collection[str]:

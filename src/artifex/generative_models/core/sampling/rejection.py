@@ -77,7 +77,8 @@ class Rejection:
     ) -> RejectionState:
         """One more draw, which stays if it is likelier than those before."""
         x, log_prob = self.fn(model, jax.vmap(jax.random.fold_in)(keys, state.step), inputs)
-        is_less = log_prob <= state.log_prob  # what is NaN stays, so that it is seen
+        # What is NaN stays, so that it is seen.
+        is_less = (log_prob <= state.log_prob) | jnp.isnan(state.log_prob)
         return RejectionState(
             jnp.where(wide(is_less, x), state.x, x),
             jnp.where(is_less, state.log_prob, log_prob),

@@ -13,6 +13,7 @@ from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.batching.batcher import Batcher
 from artifex.generative_models.inference.batching.previews import Preview
 from artifex.generative_models.inference.executor.executor import Executor
+from artifex.generative_models.inference.images import pictures_in
 from artifex.generative_models.inference.offline.calling import with_said
 from artifex.generative_models.inference.offline.latents import decoded_name, encoded_name
 from artifex.generative_models.inference.offline.sampling import sampling
@@ -87,7 +88,7 @@ class AsyncInferenceServer:
         call = {"key": sample_key(rngs), "num_rows": num_samples, **how.options}
         rows = how.rows(0, num_samples)
         outputs = self.batcher.submit_async("generate", rows, on_preview=on_preview, every=every, **call)
-        return (await outputs)["x"]
+        return pictures_in(await outputs)
 
     async def _call(
         self,

@@ -445,7 +445,7 @@ def _checked_array(endpoint: str, name: str, spec: TensorSpec, value: ArrayLike)
 def _checked_scalar(endpoint: str, name: str, spec: TensorSpec, value: Any) -> float:
     """One finite number that stands for all rows."""
     dtype = np.dtype(spec.dtype)
-    if type(value) is float and dtype.kind == "f" and abs(value) <= _LARGEST:
+    if type(value) is float and dtype.kind == "f" and abs(value) <= _LARGEST and spec.minimum is None:
         return value
     number = np.asarray(value)
     if not (_same_kind(number.dtype, dtype) or (number.dtype.kind in "iu" and dtype.kind == "f")):
@@ -458,7 +458,13 @@ def _checked_scalar(endpoint: str, name: str, spec: TensorSpec, value: Any) -> f
 
 
 def _check_range(endpoint: str, name: str, spec: TensorSpec, array: Any) -> None:
-    """Refuses integers that the model does not take, or that another dtype would wrap around."""
+    """Refuses numbers that the model does not take, and integers that another dtype would wrap around."""
+    if spec.minimum is not None and np.dtype(spec.dtype).kind == "f":
+        if array.size and np.asarray(array).min() < spec.minimum:
+            raise InputError(
+                f"{endpoint}: {name}: expected numbers from {spec.minimum}, got {np.asarray(array).min():g}"
+            )
+        return
     if array.dtype.kind not in "iu" or np.dtype(spec.dtype).kind not in "iu":
         return
     if array.dtype == spec.dtype and spec.minimum is None and spec.maximum is None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.executor.executor import Executor
@@ -155,8 +156,9 @@ def evaluate(
         seed: Of the draws and of the resamples.
         given: What else `generate` takes, such as `num_steps`.
         likelihood: Whether real pictures' bits a number are measured, where an endpoint `log_prob` or `elbo`
-            tells them; None is unless that endpoint has settings of a solver, which takes long. Where it can
-            `dequantize`, pictures fill the cells of their 256 levels, as for published figures.
+            tells them; None is unless that takes long: it has settings of a solver, or has to be told a
+            class. Pictures then are of all classes, each as likely as the others. Where it can `dequantize`,
+            pictures fill the cells of their 256 levels, as for published figures.
         progress: Told of how many pictures are done.
 
     Raises:
@@ -175,6 +177,8 @@ def evaluate(
                 f"a covariance of {features.num_features} features takes at least "
                 f"{features.num_features + 1} {what}, got {count}"
             )
+    if draws:
+        chunks, labels = samples(pipeline, num_samples, seed=seed, given=given)
     foretells = _likelihood_endpoint(pipeline, likelihood)
     tell = progress or (lambda *_: None)
     random = np.random.default_rng(seed)
@@ -182,7 +186,6 @@ def evaluate(
     real = features.see_all(_counted(_chunks(data, size), "real pictures", len(data), tell))
     found: list[Measure] = []
     if draws:
-        chunks, labels = samples(pipeline, num_samples, seed=seed, given=given)
         chunks = row_chunks(_counted(chunks, "samples", num_samples, tell), size)
         drawn = features.see_all(chunks)
         tell("measures of samples", 0, num_samples)
@@ -329,7 +332,6 @@ def _of_likelihood(
 ) -> dict[str, _Column]:
     """Bits a number of real pictures, as the endpoint tells them, or -log2 p / numbers; or a bound."""
     executor, made = pipeline.executor, pipeline.executor.endpoints[endpoint]
-    found: list[np.ndarray] = []
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         for pictures in _chunks(data, size):
@@ -337,13 +339,16 @@ def _of_likelihood(
 
     options = {"dequantize": True} if "dequantize" in made.given_options else {}
     key = sample_key(seed) if executor.draws(endpoint, **options) else None
-    dims, done = math.prod(made.inputs["x"].shape), 0
-    for outputs in map_said(executor, endpoint, chunks(), options, len(data), key=key):
-        bits = outputs.get("bits_per_dim", -outputs[endpoint] / (dims * math.log(2)))
-        found.append(bits.astype(np.float64))
-        done += len(bits)
-        tell("likelihoods", done, len(data))
-    values = np.concatenate(found)
+    dims, classes = math.prod(made.inputs["x"].shape), _classes_to_tell(made)
+    found = np.full(len(data), np.inf)
+    for done, label in enumerate(classes):
+        said, start = options | label, 0
+        for outputs in map_said(executor, endpoint, chunks(), said, len(data), key=key):
+            bits = outputs.get("bits_per_dim", -outputs[endpoint] / (dims * math.log(2)))
+            part, start = slice(start, start + len(bits)), start + len(bits)
+            found[part] = -np.logaddexp2(-found[part] * dims, -bits.astype(np.float64) * dims) / dims
+            tell("likelihoods", done * len(data) + start, len(classes) * len(data))
+    values = found + math.log2(len(classes)) / dims  # of all classes alike
     if endpoint == "elbo":
         about = f"an upper bound of bits a number of real pictures; lower is better. elbo: {made.doc}"
         return {"bits_per_dim_bound": _Column(values, about)}
@@ -360,10 +365,19 @@ def _likelihood_endpoint(pipeline: InferencePipeline, wanted: bool | None) -> st
     for name in ("log_prob", "elbo"):
         made = endpoints.get(name)
         if wanted is not False and made is not None and [*made.given] == ["x"]:
-            return None if {*made.given_options} - {"dequantize"} and wanted is None else name
+            is_long = {*made.given_options} - {"dequantize"} or len(_classes_to_tell(made)) > 1
+            return None if is_long and wanted is None else name
     if wanted:
         raise InputError(f"no endpoint log_prob or elbo of pictures; there are {', '.join(endpoints)}")
     return None
+
+
+def _classes_to_tell(made: Endpoint) -> list[dict[str, int]]:
+    """What is said of a class: nothing where it need not be said, else each of them in turn."""
+    label = None if made.says is None else made.says.fields.get("label")
+    if label is None or label.default is None or label.maximum is None:
+        return [{}]
+    return [{"label": number} for number in range(int(label.maximum) + 1)]
 
 
 def _gives_pictures(pipeline: InferencePipeline, endpoint: str) -> bool:
@@ -413,6 +427,7 @@ def _labels(
     labels = given.get("label")
     if labels is None:
         labels = np.arange(num_samples) % (int(label.maximum) + 1)
+    labels = label.checked("generate: label", labels, num_samples)
     return {**given, "label": labels}, np.broadcast_to(labels, num_samples)
 
 

@@ -14,6 +14,7 @@ from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.executor.jobs import aligned_empty
 from artifex.generative_models.inference.executor.shared import executor_for
+from artifex.generative_models.inference.images import pictures_in
 from artifex.generative_models.inference.offline.calling import map_said, with_said
 from artifex.generative_models.inference.offline.chunks import Rows, collect, num_rows, row_chunks
 from artifex.generative_models.inference.offline.latents import decoded_name, encoded_name
@@ -111,7 +112,7 @@ def batch_generate_samples(
     at_once = is_small or executor.endpoints["generate"].says is None
     if out is None and not progress and at_once:
         inputs = how.rows(0, num_samples)
-        return executor("generate", inputs, key=key, num_rows=num_samples, **how.options)["x"]
+        return pictures_in(executor("generate", inputs, key=key, num_rows=num_samples, **how.options))
     chunks = generate_chunks(executor, num_samples, batch_size, key, how)
     return collect_placed(executor, chunks, num_samples, "generate", out, progress)
 
@@ -172,7 +173,7 @@ def generate_chunks(
     spans = ((start, min(start + batch_size, num_samples)) for start in starts)
     chunks = (how.rows(start, stop) or stop - start for start, stop in spans)
     given = executor.map("generate", chunks, key=key, first_row=first_row, **how.options)
-    return (outputs["x"] for outputs in given)
+    return map(pictures_in, given)
 
 
 def encode_chunks(

@@ -62,7 +62,10 @@ def call_endpoint(
     def chunks() -> Iterator[dict[str, Any] | int]:
         for start in range(0, rows, size):
             stop = min(start + size, rows)
-            part = {name: value[start:stop] if value.ndim else value for name, value in inputs.items()}
+            part = {
+                name: value[start:stop] if value.ndim else np.full(stop - start, value)
+                for name, value in inputs.items()
+            }
             part |= {} if said is None else said.rows(start, stop)
             yield part or stop - start
 

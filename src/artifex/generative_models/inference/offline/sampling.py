@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from artifex.generative_models.core.errors import InputError
-from artifex.generative_models.core.fields import Said, checked_fields
+from artifex.generative_models.core.fields import Finishing, Said, checked_fields
 from artifex.generative_models.core.specs import TensorSpec
 from artifex.generative_models.inference.executor.executor import Executor
 
@@ -41,8 +41,9 @@ def sampling(
             where it is not said already.
 
     Raises:
-        InputError: No samples; a temperature that is negative, not finite, not taken, or given twice; a name
-            that is not taken; an input of another shape, or of which there are not as many as samples.
+        InputError: It gives text; no samples; a temperature that is negative, not finite, not taken, or given
+            twice; a name that is not taken; an input of another shape, or of which there are not as many as
+            samples.
     """
     if num_samples is not None and num_samples < 1:
         raise InputError(f"num_samples: expected at least 1, got {num_samples}")
@@ -57,6 +58,11 @@ def sampling(
         given = {"temperature": temperature, **given}
     elif temperature != 1:
         raise InputError(f"temperature: this model takes none, got {temperature}")
+    if isinstance(endpoint.says, Finishing):
+        raise InputError(
+            f"generate: expected a model of pictures, and it gives {', '.join(endpoint.says.texts)}; "
+            "use pipeline.call"
+        )
     unknown = given.keys() - {*endpoint.fields}
     if unknown:
         takes = ", ".join(endpoint.fields) or "nothing"
