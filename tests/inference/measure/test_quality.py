@@ -215,7 +215,8 @@ def test_pictures_fill_the_cells_of_their_levels_where_a_model_can_have_them(see
 
 def test_where_a_class_has_to_be_told_pictures_are_of_all_alike(seen_by, real):
     def density(model, keys, inputs):
-        return {"log_prob": -0.01 * jnp.square(inputs["x"]).sum((1, 2, 3)) * (1 + inputs["label"])}
+        times = 1 + inputs["label"].astype(jnp.float32)
+        return {"log_prob": -0.01 * jnp.square(inputs["x"]).sum((1, 2, 3)) * times}
 
     says = RowNumbers.of({"label": Field(int, 0, minimum=0, maximum=2)})
     ends = {
