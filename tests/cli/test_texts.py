@@ -41,7 +41,9 @@ def test_what_is_not_pictures_is_refused_where_pictures_are_wanted(pipeline: Inf
 
 def test_a_file_has_an_object_a_line(cli: Cli, pipeline: InferencePipeline) -> None:
     wanted = pipeline.call("generate", num_rows=3, rngs=4, prompt="A", num_tokens=5)
-    cli("generate", GPT2, "-n", 3, "--seed", 4, "--set", "prompt=A", "--set", "num_tokens=5", "-o", "a.jsonl")
+    command = ("generate", GPT2, "-n", 3, "--seed", 4, "--set", "prompt=A", "--set", "num_tokens=5")
+    said = json.loads(cli(*command, "-o", "a.jsonl", "--json"))
+    assert (said["output"], said["rows"]) == (str(Path("a.jsonl").absolute()), 3)
     lines = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == wanted["text"].tolist()
     assert [len(line["tokens"]) for line in lines] == wanted["length"].tolist()

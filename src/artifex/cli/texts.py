@@ -39,7 +39,7 @@ def write_texts(
         num_samples: How many.
         output: A `.jsonl` file, which gets an object a line; or what says nothing, and they are printed.
         given: What they are drawn with: `seed`, `temperature` and, by name, `set`.
-        as_json: Prints them as objects, one a line.
+        as_json: Prints them as objects, one a line; where a file gets them, one that says where they are.
 
     Raises:
         InputError: Another kind of file, or as for `InferencePipeline.call`.
@@ -55,6 +55,9 @@ def write_texts(
     ]
     if path is not None:
         path.write_text("\n".join(lines) + "\n")
+        if as_json:
+            typer.echo(json.dumps({"output": str(path.absolute()), "rows": num_samples, **given}))
+            return
         typer.echo(f"{num_samples:,} text{'' if num_samples == 1 else 's'} in {path.absolute()}")
     elif as_json:
         typer.echo("\n".join(lines))
