@@ -17,6 +17,7 @@ import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from served import START_SECONDS, Process
@@ -114,8 +115,18 @@ def _exports_are_not_searched_for_captured_weights(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def as_users_have_it() -> Iterator[None]:
-    """Optax leaves dtypes and ranks to JAX to promote."""
+def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Optax leaves dtypes and ranks to JAX to promote; its optimisers begin in one program, not in many."""
+
+    def begins_at_once(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            optimizer = make(*args, **kwargs)
+            return optimizer._replace(init=jax.jit(optimizer.init))
+
+        return made
+
+    for name in ("adam", "adamw", "chain", "multi_transform"):
+        monkeypatch.setattr(optax, name, begins_at_once(getattr(optax, name)))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
