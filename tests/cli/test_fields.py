@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from denoisers import denoiser
 
+from artifex.cli import run
 from artifex.generative_models.inference import export_model
+from artifex.generative_models.inference.formats import exporting
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 
 Cli = Callable[..., str]
@@ -16,7 +19,9 @@ Cli = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def drawer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_model(denoiser(), tmp_path_factory.mktemp("models") / "drawer", step=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "_refuse_captured_weights", lambda model: None)  # which would trace it
+        return export_model(denoiser(), tmp_path_factory.mktemp("models") / "drawer", step=1)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +74,8 @@ def test_words_with_spaces_are_no_list(drawer: Path, failing_cli: Cli):
     assert said.endswith("got 'a cat, asleep'")
 
 
-def test_inspect_tells_the_fields(drawer: Path, cli: Cli):
+def test_inspect_tells_the_fields(drawer: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run, "load_model", cache(run.load_model))  # so that endpoints are traced once
     facts = json.loads(cli("inspect", drawer, "--json"))["endpoints"]
     assert facts["generate"]["inputs"] == facts["generate"]["options"] == {}
     assert facts["denoise"]["fields"].keys() == {"label"}
@@ -83,6 +89,7 @@ def test_inspect_tells_the_fields(drawer: Path, cli: Cli):
         "choices": None,
         "above": None,
         "limits": "from 0 to 3",
+        "needed": False,
         "doc": "The class; any if not said.",
     }
     assert fields["sampler"]["choices"][:3] == ["ddpm", "ddim", "euler"]
