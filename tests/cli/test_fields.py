@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from denoisers import denoiser
 
-from artifex.cli import run
 from artifex.generative_models.inference import export_model
 from artifex.generative_models.inference.formats import exporting
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
@@ -74,8 +72,7 @@ def test_words_with_spaces_are_no_list(drawer: Path, failing_cli: Cli):
     assert said.endswith("got 'a cat, asleep'")
 
 
-def test_inspect_tells_the_fields(drawer: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run, "load_model", cache(run.load_model))  # so that endpoints are traced once
+def test_inspect_tells_the_fields(drawer: Path, cli: Cli):
     facts = json.loads(cli("inspect", drawer, "--json"))["endpoints"]
     assert facts["generate"]["inputs"] == facts["generate"]["options"] == {}
     assert facts["denoise"]["fields"].keys() == {"label"}
