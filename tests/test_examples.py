@@ -7,23 +7,29 @@ import json
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from served import START_SECONDS, Process
+from shared import randomised
 
 import artifex
 from artifex.generative_models.core.sampling.samplers import table_for
 from artifex.generative_models.core.sampling.table import O_TO_M, TIME, X_TO_M
 from artifex.generative_models.inference import load_exported_model
+from artifex.generative_models.inference.formats import exporting
 from artifex.generative_models.models.gan import prior
+from artifex.generative_models.models.vae import VAE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
@@ -31,8 +37,7 @@ TINY = {
         "block_out_channels": [4],
         "down_block_types": ["DownBlock2D"],
         "up_block_types": ["UpBlock2D"],
-        "attention_head_dim": 4,
-        "add_attention": False,
+        "mid_block_type": None,
     },
     "dit": {"num_attention_heads": 1, "attention_head_dim": 16, "num_layers": 1, "patch_size": 7},
 }
@@ -61,6 +66,27 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleT
 
 
 @pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has an example begin a class of model at weights from NumPy, of which no initialiser is compiled."""
+
+    def begin(script: ModuleType, name: str, **more: object) -> None:
+        family = getattr(script, name)
+
+        @wraps(family, assigned=())
+        def random(*args: Any, **kwargs: Any) -> Any:
+            graphdef, state = nnx.split(randomised(lambda: family(*args, **kwargs, **more)))
+            return nnx.merge(graphdef, jax.tree.map(narrowed, state))
+
+        monkeypatch.setattr(script, name, random)
+
+    def narrowed(leaf: jax.Array) -> jax.Array:
+        fan_in = leaf.size // leaf.shape[-1]
+        return jnp.asarray(np.asarray(leaf) * np.float32(3 / max(9, fan_in) ** 0.5))
+
+    return begin
+
+
+@pytest.fixture
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Pictures [300, 28, 28] and labels [300]."""
     with np.load(str(resources.files("artifex") / "zoo" / "mnist_digits.npz")) as archive:
@@ -82,9 +108,25 @@ def data(
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def _exports_are_not_searched_for_captured_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting would trace each endpoint, for arrays that no family captures."""
+    monkeypatch.setattr(exporting, "_refuse_captured_weights", lambda model: None)
+
+
 @pytest.fixture
-def as_users_have_it() -> Iterator[None]:
-    """Optax leaves dtypes and ranks to JAX to promote."""
+def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Optax leaves dtypes and ranks to JAX to promote; its optimisers begin in one program, not in many."""
+
+    def begins_at_once(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            optimizer = make(*args, **kwargs)
+            return optimizer._replace(init=jax.jit(optimizer.init))
+
+        return made
+
+    for name in ("adam", "adamw", "chain", "multi_transform"):
+        monkeypatch.setattr(optax, name, begins_at_once(getattr(optax, name)))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -98,8 +140,10 @@ def test_training_a_denoiser(
     example: Callable[[str], ModuleType],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    drawn: Callable[..., None],
 ) -> None:
     script = example("train_mnist_denoiser")
+    drawn(script, "Denoiser")
     chosen = script.KINDS[kind]
     arguments = {**chosen.arguments, **TINY[chosen.network]}
     monkeypatch.setitem(script.KINDS, kind, chosen._replace(arguments=arguments, rate=1e-2))
@@ -134,8 +178,8 @@ def test_samplers_undo_the_noise_of_training(
 ) -> None:
     """Told what the network should predict, a sampler estimates the very picture at each of its times."""
     script = example("train_mnist_denoiser")
-    x = jax.random.uniform(jax.random.key(0), (64, 4, 4, 1), minval=-1)
-    noised, times, wanted = script.noisy(kind, x, jax.random.key(1))
+    x = np.random.default_rng(0).uniform(-1, 1, (64, 4, 4, 1)).astype(np.float32)
+    noised, times, wanted = jax.jit(partial(script.noisy, kind))(x, jax.random.key(1))
     assert len(np.unique(times)) > 32
     table = table_for(script.KINDS[kind].scheduler, 1000, sampler).rows
     rows = table[np.abs(table[:, None, TIME] - np.asarray(times)).argmin(0)]
@@ -147,14 +191,28 @@ def test_samplers_undo_the_noise_of_training(
 @pytest.mark.usefixtures("as_users_have_it")
 @pytest.mark.parametrize("more", [[], ["--conditional", "--latent-dim", "4"]])
 def test_training_the_vae(
-    more: list[str], data: Path, example: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+    more: list[str],
+    data: Path,
+    example: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    script, sizes = example("train_mnist_vae"), []
+
+    def tiny(shape: Any, latent_dim: int, *features: Any, rngs: nnx.Rngs) -> Any:
+        *features, num_labels = features
+        sizes.append(features)
+        return randomised(lambda: VAE(shape, latent_dim, [4], [4], num_labels, rngs=rngs))
+
+    monkeypatch.setattr(script, "VAE", tiny)
     output = data / "out"
-    example("train_mnist_vae").main(["--data", f"{data}", "--output", f"{output}", "--epochs", "3", *more])
+    script.main(["--data", f"{data}", "--output", f"{output}", "--epochs", "3", *more])
     losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if "loss" in line]
     assert losses[0] > losses[1] > losses[2]
     model, _, metadata = load_exported_model(output)
-    assert model.num_labels == (10 if more else 0)
+    assert (model.num_labels, model.latent_dim) == ((10, 4) if more else (0, 32))
+    ships = json.loads((resources.files("artifex") / "zoo" / "mnist-vae" / "config.json").read_text())
+    assert sizes == [[ships["encoder_features"], ships["decoder_features"]]]
     assert metadata["final_loss"] == pytest.approx(losses[2], abs=0.01)  # as it is printed
     assert -losses[1] < metadata["test_elbo"] < -0.9 * losses[2]  # of the same pictures, after the last step
 
@@ -165,8 +223,10 @@ def test_training_the_flow(
     example: Callable[[str], ModuleType],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    drawn: Callable[..., None],
 ) -> None:
     script = example("train_mnist_realnvp")
+    drawn(script, "RealNVP")
     tiny = {"level_squeezes": [7], "level_steps": [1], "level_features": [4]}
     monkeypatch.setattr(script, "FLOW", {**script.FLOW, **tiny})
     monkeypatch.setattr(script, "LOOK", 8)
@@ -189,18 +249,21 @@ def test_scales_before_training_are_those_of_pictures(
     script = example("train_mnist_realnvp")
     tiny = {"level_squeezes": [14, 1], "level_steps": [1, 1], "level_features": [2, 2]}
     monkeypatch.setattr(script, "FLOW", {**script.FLOW, **tiny})
-    x = jax.numpy.asarray(digits[0][:64, ..., None] / np.float32(255))
-    x = script.dequantized(x, jax.random.split(jax.random.key(0), 64))
-    model = script.normalised(x, 0)
-    y = script.squeezed(model.scaler.forward(x)[0], 14)
-    step = model.levels[0][0]
-    y, _ = step.norm.forward(y)
-    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-3)
-    np.testing.assert_allclose(y.std((0, 1, 2)), 1, atol=0.02)
-    y, _ = step.conv.forward(y)  # after which the coupling changes nothing yet
-    z, _ = model.levels[1][0].norm.forward(y[..., : y.shape[-1] // 2])
-    np.testing.assert_allclose(z.mean((0, 1, 2)), 0, atol=1e-3)
-    np.testing.assert_allclose(z.std((0, 1, 2)), 1, atol=0.02)
+
+    @jax.jit
+    def outcomes(x: jax.Array) -> list[jax.Array]:
+        x = script.dequantized(x, jax.random.split(jax.random.key(0), len(x)))
+        model = script.normalised(x, 0)
+        step = model.levels[0][0]
+        y, _ = step.norm.forward(script.squeezed(model.scaler.forward(x)[0], 14))
+        mixed, _ = step.conv.forward(y)  # after which the coupling changes nothing yet
+        z, _ = model.levels[1][0].norm.forward(mixed[..., : y.shape[-1] // 2])
+        return [y, z]
+
+    for outcome in outcomes(digits[0][:64, ..., None] / np.float32(255)):
+        outcome = np.asarray(outcome, np.float64)
+        np.testing.assert_allclose(outcome.mean((0, 1, 2)), 0, atol=1e-3)
+        np.testing.assert_allclose(outcome.std((0, 1, 2)), 1, atol=0.02)
 
 
 def test_the_flow_that_ships_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
@@ -215,9 +278,13 @@ def test_the_flow_that_ships_is_what_the_script_trains(example: Callable[[str], 
 
 @pytest.mark.usefixtures("as_users_have_it")
 def test_training_the_classifier(
-    data: Path, example: Callable[[str], ModuleType], digits: tuple[np.ndarray, np.ndarray]
+    data: Path,
+    example: Callable[[str], ModuleType],
+    digits: tuple[np.ndarray, np.ndarray],
+    drawn: Callable[..., None],
 ) -> None:
     script = example("train_mnist_classifier")
+    drawn(script, "Classifier")
     moments = data / "moments.npz"
     script.main(["--data", f"{data}", "--output", f"{data}/out", "--epochs", "8", "--moments", f"{moments}"])
     pipeline, accuracy = artifex.load(data / "out"), load_exported_model(data / "out")[2]["test_accuracy"]
@@ -236,8 +303,10 @@ def test_training_the_autoregressive_model(
     example: Callable[[str], ModuleType],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    drawn: Callable[..., None],
 ) -> None:
     script = example("train_mnist_autoregressive")
+    drawn(script, "Autoregressive")
     tiny = {**script.ARGUMENTS, "features": 8, "num_layers": 1, "num_heads": 1, "levels": 2}
     monkeypatch.setattr(script, "ARGUMENTS", tiny)
     monkeypatch.setattr(script, "RATE", 3e-2)
@@ -271,9 +340,12 @@ def test_training_the_gan(
     example: Callable[[str], ModuleType],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    drawn: Callable[..., None],
 ) -> None:
     script = example("train_mnist_gan")
-    for name, value in {"FEATURES": (6, 5), "DISCRIMINATOR": (4, 6, 8), "LOOK": 10}.items():
+    drawn(script, "StyleGAN", mapping_layers=1)
+    drawn(script, "Discriminator")
+    for name, value in {"FEATURES": (6,), "DISCRIMINATOR": (6, 6, 6), "LOOK": 10}.items():
         monkeypatch.setattr(script, name, value)
     script.main(["--data", f"{data}", "--output", f"{data}/out", "--steps", "40", "--batch-size", "16"])
     losses = [line.split()[3:5] for line in capsys.readouterr().out.splitlines() if "loss" in line]
@@ -281,9 +353,10 @@ def test_training_the_gan(
     assert float(losses[-1][1]) < 2 * np.log(2)  # that of a coin
     model, _, metadata = load_exported_model(data / "out")
     assert [metadata["final_loss"], metadata["discriminator_loss"]] == list(map(float, losses[-1]))
-    keys = jax.random.split(jax.random.key(1), 1000)
+    z = jax.jit(lambda key: prior(jax.random.split(key, 1000), model.latent_dim))(jax.random.key(1))
+    styles_of = jax.jit(lambda label: model.styles(z, jnp.full(len(z), label)))
     for label, mean in enumerate(np.asarray(model.mean_w[...])):
-        w = np.asarray(model.styles(prior(keys, model.latent_dim), np.full(len(keys), label)))
+        w = np.asarray(styles_of(label))
         np.testing.assert_allclose(mean, w.mean(0), atol=6 * w.std() / len(w) ** 0.5 + 0.01)
 
 
@@ -302,11 +375,9 @@ def test_the_penalty_is_the_squared_length_of_the_slope(example: Callable[[str],
     random = np.random.default_rng(0)
     a, x = random.normal(size=(2, 3, 1)), random.normal(size=(5, 2, 3, 1))
     products = (a * x).sum((1, 2, 3))
-    found = example("train_mnist_gan").r1(
-        lambda x, label: jnp.square((jnp.asarray(a, jnp.float32)[None] * x).sum((1, 2, 3))) / 2,
-        jnp.asarray(x, jnp.float32),
-        jnp.zeros(5, jnp.int32),
-    )
+    judge = lambda x, label: jnp.square((a.astype(np.float32)[None] * x).sum((1, 2, 3))) / 2  # noqa: E731
+    r1 = jax.jit(partial(example("train_mnist_gan").r1, judge))
+    found = r1(x.astype(np.float32), np.zeros(5, np.int32))
     np.testing.assert_allclose(found, (products**2).mean() * (a**2).sum(), rtol=1e-5)
 
 
@@ -314,7 +385,7 @@ def test_a_discriminator_sees_whether_samples_are_alike(example: Callable[[str],
     script = example("train_mnist_gan")
     x = np.random.default_rng(0).normal(size=(2 * script.GROUP, 7)).astype(np.float32)
     x[script.GROUP :] = x[-1]
-    found = np.asarray(script.variety(x))
+    found = np.asarray(jax.jit(script.variety)(x))
     np.testing.assert_allclose(found[: script.GROUP], x[: script.GROUP].std(0).mean(), rtol=1e-5)
     np.testing.assert_allclose(found[script.GROUP :], 0, atol=1e-3)
 
@@ -351,9 +422,11 @@ def test_training_the_energy(
     example: Callable[[str], ModuleType],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    drawn: Callable[..., None],
 ) -> None:
     script = example("train_mnist_energy")
-    arguments = {**script.ARGUMENTS, "level_features": [8, 16], "level_convs": [0, 1], "num_features": 8}
+    drawn(script, "EBM")
+    arguments = {**script.ARGUMENTS, "level_features": [8], "level_convs": [0], "num_features": 8}
     monkeypatch.setattr(script, "ARGUMENTS", arguments)
     monkeypatch.setattr(script, "LOOK", 15)
     said = ["--output", f"{data}/out", "--steps", "60", "--batch-size", "8", "--learning-rate", "1e-2"]
@@ -378,10 +451,10 @@ def test_the_energy_of_a_gaussian_is_learned_already(example: Callable[[str], Mo
     """Where pixels are independent Gaussians, the network adds nothing, and the loss of each is 1."""
     script = example("train_mnist_energy")
     arguments = {**script.ARGUMENTS, "input_shape": [8, 8, 1], "level_features": [2], "level_convs": [0]}
-    model = script.EBM(**arguments, rngs=nnx.Rngs(0))
+    model = randomised(lambda: script.EBM(**arguments, rngs=nnx.Rngs(0)))
     for readout in (*model.readouts, model.last_readout):
-        readout.kernel[...] *= 0
-    normal = jax.random.normal(jax.random.key(0), (256, 8, 8, 1), np.float32)
+        readout.kernel[...] = jnp.zeros(readout.kernel.shape)
+    normal = np.random.default_rng(0).standard_normal((256, 8, 8, 1), np.float32)
     x = np.float32(arguments["mean"]) + np.float32(arguments["std"]) * normal
     label, key = np.zeros(256, np.int32), jax.random.key(1)
     loss_of = jax.jit(lambda x: script.denoising_loss(model, x, label, key))
@@ -397,12 +470,13 @@ def test_training_the_vqvae(
     digits: tuple[np.ndarray, np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    drawn: Callable[..., None],
 ) -> None:
     script = example("train_mnist_vqvae")
-    tiny = {"num_codes": 8, "code_features": 3, "level_features": [6, 8], "prior_features": 8}
-    monkeypatch.setattr(
-        script, "ARGUMENTS", {**script.ARGUMENTS, **tiny, "prior_layers": 1, "prior_heads": 2}
-    )
+    drawn(script, "VQVAE")
+    tiny = {"num_codes": 8, "code_features": 3, "level_features": [8, 8], "num_blocks": 0}
+    prior = {"prior_features": 8, "prior_layers": 1, "prior_heads": 1}
+    monkeypatch.setattr(script, "ARGUMENTS", {**script.ARGUMENTS, **tiny, **prior})
     monkeypatch.setattr(script, "LOOK", 20)
     said = ["--steps", "60", "--prior-steps", "60", "--batch-size", "16"]
     script.main(["--data", f"{data}", "--output", f"{data}/out", *said])
@@ -435,27 +509,36 @@ def test_the_gradient_of_the_decoder_goes_straight_to_the_encoder(
 ) -> None:
     """Without the commitment the encoder's last bias gets what the decoder's gradient by its vectors is."""
     script = example("train_mnist_vqvae")
-    model = script.VQVAE(
-        (8, 8, 1), 5, 3, [4], prior_features=4, prior_layers=1, prior_heads=1, rngs=nnx.Rngs(0)
+    arguments = {"code_features": 3, "level_features": [4], "num_blocks": 0, "prior_features": 4}
+    model = randomised(
+        lambda: script.VQVAE((4, 4, 1), 5, **arguments, prior_layers=1, prior_heads=1, rngs=nnx.Rngs(0))
     )
-    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
-    z = np.asarray(model.encoder(x))
-    codes = model.encode(x)
-    vectors = model.vectors(codes)
+    x = jnp.asarray(np.random.default_rng(0).random((2, 4, 4, 1), np.float32))
 
-    def likelihood(vectors: jax.Array) -> jax.Array:
+    @jax.jit
+    def outcome(model: Any) -> Any:
+        codes = model.encode(x)
+        return model.encoder(x), codes, model.vectors(codes)
+
+    @jax.jit
+    @jax.value_and_grad
+    def likelihood_and_slope(vectors: jax.Array) -> jax.Array:
         p = nnx.sigmoid(model.decoder(vectors))
         return jnp.mean(jnp.sum(x * jnp.log(p) + (1 - x) * jnp.log1p(-p), (1, 2, 3)))
 
-    loss, (found, of_codes) = script.autoencoder_loss(model, x)
+    z, codes, vectors = map(np.asarray, outcome(model))
+    likelihood, slope = likelihood_and_slope(vectors)
+    graphdef, params = nnx.split(model)
+    loss_of = jax.value_and_grad(
+        lambda params: script.autoencoder_loss(nnx.merge(graphdef, params), x), has_aux=True
+    )
+    (loss, (found, of_codes)), grads = jax.jit(loss_of)(params)
     np.testing.assert_array_equal(of_codes, codes)
     np.testing.assert_allclose(found, z, rtol=1e-5)
-    distance = ((z - np.asarray(vectors)) ** 2).sum((1, 2, 3)).mean()
-    np.testing.assert_allclose(loss, 0.25 * distance - likelihood(vectors), rtol=1e-5)
+    distance = ((z - vectors) ** 2).sum((1, 2, 3)).mean()
+    np.testing.assert_allclose(loss, 0.25 * distance - likelihood, rtol=1e-5)
 
-    graphdef, params = nnx.split(model)
-    grads = jax.grad(lambda params: script.autoencoder_loss(nnx.merge(graphdef, params), x)[0])(params)
-    by_vectors = -jax.grad(likelihood)(vectors) + 2 * 0.25 * (z - np.asarray(vectors)) / len(x)
+    by_vectors = -slope + 2 * 0.25 * (z - vectors) / len(x)
     np.testing.assert_allclose(grads["encoder"]["head"]["bias"][...], by_vectors.sum((0, 1, 2)), rtol=1e-4)
     assert not np.any(grads["codebook"][...])  # which moves by averages alone
 
@@ -467,7 +550,7 @@ def test_the_codebook_is_the_averages_of_its_vectors(example: Callable[[str], Mo
     z, codes = rng.normal(size=(40, 3)).astype(np.float32), rng.integers(0, 3, 40)
     count, total = rng.uniform(5, 9, 4).astype(np.float32), rng.normal(size=(4, 3)).astype(np.float32)
     count[3] = 0.1
-    found = script.Uses(count, total).after(z, codes, jax.random.key(0))
+    found = jax.jit(script.Uses.after)(script.Uses(count, total), z, codes, jax.random.key(0))
     for code in range(3):
         near = z[codes == code]
         assert found.count[code] == pytest.approx(0.99 * count[code] + 0.01 * len(near), rel=1e-5)

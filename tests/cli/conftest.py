@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from forked import Python
+from shared import randomised
 from typer.testing import CliRunner
 
 from artifex.cli import app
 from artifex.generative_models.inference import export_model
+from artifex.generative_models.inference.formats import exporting
 from artifex.generative_models.models.vae import VAE
 
 MAIN = "from artifex.cli import main; main()"
@@ -20,9 +22,18 @@ MAIN = "from artifex.cli import main; main()"
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported, untrained model of 8 x 8 pictures and 4 latents."""
-    vae = VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(0))
     path = tmp_path_factory.mktemp("models") / "tiny"
-    return export_model(vae, path, step=3, training_steps=5, final_loss=1.5)
+    return export_model(_tiny_vae(), path, step=3, training_steps=5, final_loss=1.5)
+
+
+def _tiny_vae() -> VAE:
+    return randomised(lambda: VAE((8, 8, 1), 4, [4], [4], rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture
+def tiny_vae() -> VAE:
+    """What `model` has exported."""
+    return _tiny_vae()
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +76,12 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         return result.stdout
 
     return run
+
+
+@pytest.fixture
+def exports_unsearched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting does not trace each endpoint for arrays that it captured, which tests of exporting have."""
+    monkeypatch.setattr(exporting, "_refuse_captured_weights", lambda model: None)
 
 
 @pytest.fixture

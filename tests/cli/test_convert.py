@@ -25,6 +25,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "diffusers"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TINY = GOLDEN / "autoencoder-tiny"
 
+pytestmark = pytest.mark.usefixtures("exports_unsearched")
+
 
 def leaves(model):
     return jax.tree.leaves(nnx.state(model))

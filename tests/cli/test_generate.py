@@ -89,13 +89,13 @@ def test_resume_refuses_another_seed(
 
     with monkeypatch.context() as patch:
         patch.setattr(NpyWriter, "_finish", fail)
-        failing_cli("generate", model, "-n", 8, "-o", "out.npy")
-    again = ("generate", model, "-n", 8, "-o", "out.npy", "--resume")
-    assert "seed was 0 and is 1 now" in failing_cli(*again, "--seed", 1)
-    assert "batch_size was 64 and is 4 now" in failing_cli(*again, "--batch-size", 4)
+        failing_cli("generate", model, "-n", 8, "-o", "out.npy", "--batch-size", 4)
+    again = ("generate", model, "-n", 8, "-o", "out.npy", "--resume", "--batch-size")
+    assert "seed was 0 and is 1 now" in failing_cli(*again, 4, "--seed", 1)
+    assert "batch_size was 4 and is 3 now" in failing_cli(*again, 3)
     with jax.threefry_partitionable(False):
-        assert "settings was" in failing_cli(*again)
-    cli(*again)
+        assert "settings was" in failing_cli(*again, 4)
+    cli(*again, 4)
     assert np.load("out.npy").shape == (8, 8, 8, 1)
 
 

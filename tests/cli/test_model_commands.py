@@ -51,6 +51,7 @@ def checkpoint(tiny_vae: VAE, folder: Path) -> Path:
     return Path(path)
 
 
+@pytest.mark.usefixtures("exports_unsearched")
 @pytest.mark.parametrize(("args", "step"), [([], 20), (["--step", "10"], 10)])
 def test_export_makes_a_model_of_a_checkpoint(checkpoint: Path, cli: Cli, args: list[str], step: int):
     said = cli(
@@ -60,7 +61,7 @@ def test_export_makes_a_model_of_a_checkpoint(checkpoint: Path, cli: Cli, args: 
     assert json.loads(said)["step"] == metadata["step"] == metadata["training_steps"] == step
     assert metadata["final_loss"] == 0.5
     assert metadata["image_range"] == [0.0, 1.0]
-    cli("generate", "exported", "-n", 1)
+    cli("generate", "exported", "-n", 1, "--batch-size", 4)
 
 
 def test_export_takes_the_image_range(checkpoint: Path, cli: Cli):
@@ -84,6 +85,7 @@ def test_export_takes_the_image_range(checkpoint: Path, cli: Cli):
         (["run", "out", "--config", "config.json", "--image-range", "1", "0"], "image_range: "),
     ],
 )
+@pytest.mark.usefixtures("exports_unsearched")
 def test_export_says_one_line(checkpoint: Path, failing_cli: Cli, args: list[str], message: str):
     config = json.loads(Path("config.json").read_bytes())
     Path("wider.json").write_text(json.dumps(config | {"latent_dim": 5}))
@@ -104,7 +106,8 @@ def test_damaged_model_says_one_line(model: Path, folder: Path, failing_cli: Cli
     assert damage in failing_cli("inspect", "copy")
 
 
-def test_demo_draws_and_times(cli: Cli, folder: Path):
+def test_demo_draws_and_times(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("artifex.cli.demo_models._TIMED_ROWS", 128)
     facts = json.loads(cli("demo", "-o", "new/figure.png", "--json"))
     assert facts["output"] == str(folder / "new/figure.png")
     assert facts["samples_per_second"] > 0
@@ -125,6 +128,7 @@ def halves(tiny_vae: VAE, folder: Path) -> None:
     Path("config.json").write_text(json.dumps(dict(tiny_vae.config)))
 
 
+@pytest.mark.usefixtures("exports_unsearched")
 def test_export_casts_a_checkpoint_to_the_dtype_of_its_family(halves: None, cli: Cli, failing_cli: Cli):
     args = ("export", "run", "exported", "--config", "config.json")
     assert "dtype= or --dtype to cast" in failing_cli(*args)
@@ -136,6 +140,7 @@ def test_export_casts_a_checkpoint_to_the_dtype_of_its_family(halves: None, cli:
     assert {leaf.dtype.name for leaf in leaves} == {"float32"}
 
 
+@pytest.mark.usefixtures("exports_unsearched")
 def test_export_takes_an_item(checkpoint: Path, cli: Cli, failing_cli: Cli):
     args = ("export", "run", "exported", "--config", "config.json", "--item")
     assert "no item 'ema' in" in failing_cli(*args, "ema")

@@ -58,19 +58,22 @@ def watched(spawn: Spawn) -> Callable[..., dict[str, list[str]]]:
 NOTHING: dict[str, list[str]] = {"libraries": [], "compiled": []}
 
 
-def test_a_second_start_imports_no_flax_and_compiles_nothing():
-    def watched(*args: str) -> dict[str, list[str]]:
+def test_a_second_start_imports_no_flax_and_compiles_nothing(
+    model: Path, watched: Callable[..., dict[str, list[str]]]
+):
+    def started(*args: object) -> dict[str, list[str]]:
         code = f"{WATCHED}\nfrom artifex.cli import main; main()"
-        process = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+        command = [sys.executable, "-c", code, *map(str, args)]
+        process = subprocess.run(command, capture_output=True, text=True)
         assert (process.returncode, process.stderr) == (0, "")
         return json.loads(Path("seen.json").read_text())
 
-    first = watched("generate", "mnist-vae", "-n", "40", "-o", "first.png")
+    first = started("generate", model, "-n", 40, "-o", "first.png")
     assert first["libraries"] == ["flax", "orbax.checkpoint"]
     assert first["compiled"]
-    assert watched("generate", "mnist-vae", "-n", "40", "-o", "second.png") == NOTHING
+    assert started("generate", model, "-n", 40, "-o", "second.png") == NOTHING
     assert Path("first.png").read_bytes() == Path("second.png").read_bytes()
-    assert watched("generate", "mnist-vae", "-n", "64", "-o", "third.png", "--seed", "4") == NOTHING
+    assert watched("generate", model, "-n", 64, "-o", "third.png", "--seed", 4) == NOTHING
 
 
 def test_commands_share_a_snapshot(model: Path, small, watched: Callable[..., dict[str, list[str]]]):
