@@ -95,7 +95,7 @@ def test_serve_on_ray_answers_and_drains(ray: ModuleType, model: Path, small: np
     ports = ["--port", port, "--grpc-port", grpc_port]
     address = ray.get_runtime_context().gcs_address
     on_ray = ["--engine", "ray", "--ray-address", address, "--actor-cpus", 0.5]
-    with Process(model, "--batch-size", 2, *on_ray, *ports) as server:
+    with Process(model, "--batch-size", 1, *on_ray, *ports) as server:
         assert server.ready().url == f"http://127.0.0.1:{port}"
         with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
             x = triton.InferInput("x", [1, 8, 8, 1], "UINT8").set_data_from_numpy(small[:1])
