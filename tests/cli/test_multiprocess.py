@@ -56,16 +56,6 @@ def test_two_encode_one_file_bit_for_bit(model, images, cli):
     assert sorted(path.name for path in Path().iterdir()) == ["images.npy", "one.npy", "two.npy"]
 
 
-def test_two_generate_one_file_bit_for_bit(model, cli):
-    first, second = finish(
-        start_two("generate", model, "-n", 45, "-o", "two.npy", "--seed", 3, "--batch-size", 4)
-    )
-    assert first[0] == second[0] == 0, (first, second)
-    assert first[1].startswith("45 samples in ")
-    cli("generate", model, "-n", 45, "-o", "one.npy", "--seed", 3, "--batch-size", 4)
-    assert Path("two.npy").read_bytes() == Path("one.npy").read_bytes()
-
-
 SMALL_ROUNDS = f"""
 from artifex.generative_models.inference.offline import npy, together
 npy._FLUSH_SECONDS = 0.0
@@ -87,7 +77,7 @@ npy.NpyPlace.write = stalling
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_is_killed_and_both_go_on_where_they_were(model, cli, killed):
-    job = ["generate", model, "-n", 320, "-o", "two.npy", "--batch-size", 16]
+    job = ["generate", model, "-n", 317, "-o", "two.npy", "--batch-size", 16]
     code = [STALLS if i == killed else SMALL_ROUNDS for i in range(2)]
     running = start_two(*job, code=code)
     record = Path("two.npy.partial.json")
@@ -106,7 +96,7 @@ def test_one_is_killed_and_both_go_on_where_they_were(model, cli, killed):
     first, second = finish(start_two(*job, "--resume", "--json"))
     assert first[0] == second[0] == 0, (first, second)
     assert json.loads(first[1])["resumed_at"] == 96
-    cli("generate", model, "-n", 320, "-o", "one.npy", "--batch-size", 16)
+    cli("generate", model, "-n", 317, "-o", "one.npy", "--batch-size", 16)
     assert Path("two.npy").read_bytes() == Path("one.npy").read_bytes()
 
 
@@ -188,9 +178,11 @@ def test_counts_that_differ(model):
 
 
 @pytest.mark.parametrize("family", ["autoregressive", "realnvp"])  # a loop with a cache, and one of attempts
-def test_two_draw_of_any_family(family, tmp_path, cli):
+def test_two_generate_one_file_of_any_family_bit_for_bit(family, tmp_path, cli):
     export = export_model(FAMILIES[family](), tmp_path / family, step=0)
     command = ["generate", export, "-n", 6, "--seed", 3, "--batch-size", 2, "--set", "label=1"]
-    assert [said[0] for said in finish(start_two(*command, "-o", "two.npy"))] == [0, 0]
+    first, second = finish(start_two(*command, "-o", "two.npy"))
+    assert first[0] == second[0] == 0, (first, second)
+    assert first[1].startswith("6 samples in ")
     cli(*command, "-o", "one.npy")
     assert Path("two.npy").read_bytes() == Path("one.npy").read_bytes()

@@ -1,5 +1,6 @@
 """The commands on Ray: what they write, what they refuse, and how a server ends."""
 
+import io
 import json
 import signal
 import socket
@@ -10,29 +11,45 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tritonclient.http as triton
 from distributed_ray import RAY_WARNS
 from forked import Python
+from PIL import Image
 from served import Process
 
 pytestmark = RAY_WARNS
+
+
+def write_parquet(folder: Path, pictures: np.ndarray) -> None:
+    """Two files, of encoded pictures in row groups of 11."""
+    folder.mkdir()
+    encoded = []
+    for picture in pictures:
+        Image.fromarray(picture[..., 0]).save(file := io.BytesIO(), "PNG")
+        encoded.append(file.getvalue())
+    for name, part in (("a", encoded[:30]), ("b", encoded[30:])):
+        table = pa.table({"image": pa.array(part, pa.binary()), "label": list(range(len(part)))})
+        pq.write_table(table, folder / f"{name}.parquet", row_group_size=11)
 
 
 @pytest.mark.slow
 def test_encode_on_ray_writes_what_encode_does(
     ray: ModuleType, model: Path, small: np.ndarray, cli: Callable[..., str], spawn: Callable[..., Python]
 ):
-    np.save("x.npy", small)
+    write_parquet(Path("pictures"), small)
     address = ray.get_runtime_context().gcs_address
-    args = ["encode", model, "x.npy", "--batch-size", 4]
+    args = ["encode", model, "pictures", "--batch-size", 4]
     cli(*args, "-o", "plain.npy")
     on_ray = ["--engine", "ray", "--ray-address", address, "--actors", 2, "--json"]
     with spawn(*args, "-o", "ray.npy", *on_ray) as process:
         stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
     facts = json.loads(stdout)
-    assert (facts["rows"], facts["num_actors"], facts["output"]) == (70, 2, str(Path("ray.npy").absolute()))
+    assert (facts["rows"], facts["resumed_at"], facts["num_actors"]) == (70, 0, 2)
+    assert facts["output"] == str(Path("ray.npy").absolute())
     assert Path("ray.npy").read_bytes() == Path("plain.npy").read_bytes()
 
 
@@ -78,7 +95,7 @@ def test_serve_on_ray_answers_and_drains(ray: ModuleType, model: Path, small: np
     ports = ["--port", port, "--grpc-port", grpc_port]
     address = ray.get_runtime_context().gcs_address
     on_ray = ["--engine", "ray", "--ray-address", address, "--actor-cpus", 0.5]
-    with Process(model, "--batch-size", 2, *on_ray, *ports) as server:
+    with Process(model, "--batch-size", 1, *on_ray, *ports) as server:
         assert server.ready().url == f"http://127.0.0.1:{port}"
         with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
             x = triton.InferInput("x", [1, 8, 8, 1], "UINT8").set_data_from_numpy(small[:1])

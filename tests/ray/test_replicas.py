@@ -37,7 +37,7 @@ def free_ports() -> tuple[int, int]:
 
 
 def run(models: dict[str, Path], replicas: int) -> None:
-    make_app = functools.partial(create_app, {name: str(path) for name, path in models.items()}, batch_size=2)
+    make_app = functools.partial(create_app, {name: str(path) for name, path in models.items()}, batch_size=1)
     built = ray_serve.deployment(make_app, replicas=replicas, num_cpus=0.5, grace=TIMEOUT)
     serve.run(built, name=ray_serve.NAME)
 
@@ -75,7 +75,7 @@ def test_tritons_client_over_http(
     assert client.is_server_ready()
     assert client.get_model_metadata("tiny.encode")["inputs"][0]["shape"] == [-1, 8, 8, 1]
     found = client.infer("tiny.encode", [tensor(triton, small[:4])]).as_numpy("mean")
-    np.testing.assert_allclose(found, plain.encode(small[:4]), rtol=1e-4, atol=1e-5)  # in batches of 2
+    np.testing.assert_allclose(found, plain.encode(small[:4]), rtol=1e-4, atol=1e-5)  # in batches of 1
     with pytest.raises(InferenceServerException, match="unknown model 'nobody'"):
         client.infer("nobody", [tensor(triton, small[:1])])
 
@@ -91,7 +91,7 @@ def test_replicas_are_told_the_fields(
     client: triton.InferenceServerClient, grpc_client: triton_grpc.InferenceServerClient, drawer: Path
 ):
     said = {"sampler": "euler", "num_steps": 2}
-    raw = InferencePipeline(load_pipeline(drawer, batch_size=2).executor)
+    raw = InferencePipeline(load_pipeline(drawer, batch_size=1).executor)
     wanted = raw.generate(2, rngs=5, label=[1, 3], **said)
     for module, asked in ((triton, client), (triton_grpc, grpc_client)):
         label = module.InferInput("label", [2], "INT64").set_data_from_numpy(np.array([1, 3]))

@@ -121,12 +121,13 @@ def test_models_that_make_latents_write_floats(tmp_path: Path):
     job: dict = {"column": "x", "rows_per_part": 80, "job": {}, "resume": False}
     parts = open_parts(tmp_path / "x.npy", (6, 4, 4, 4), np.dtype(facts.output_dtype), **job)
     with parts:
-        said = {"num_samples": 6, "seed": 5, "temperature": 1.0, "given": {"label": 2}}
+        steps = {"sampler": "euler", "num_steps": 2}
+        said = {"num_samples": 6, "seed": 5, "temperature": 1.0, "given": {"label": 2, **steps}}
         actor = Worker(generating, Task(facts.identity, parts.place, given=said))
         told = actor({"start": np.array([0]), "stop": np.array([6])})
         assert told["failure"] == [b""], pickle.loads(told["failure"][0])
         parts.wrote(0, 6)
-    wanted = load_pipeline(export, batch_size=4).generate(6, rngs=5, label=2)
+    wanted = load_pipeline(export, batch_size=4).generate(6, rngs=5, label=2, **steps)
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), wanted)
     assert wanted.dtype == np.float32
     assert wanted.std() > 0.1

@@ -377,7 +377,7 @@ def test_one_width_whatever_the_load(walker):
 
 def test_sigterm_ends_streams_when_they_are_done(tmp_path):
     path = export_model(denoiser(), tmp_path / "tiny", step=1, training_steps=1, final_loss=1.0)
-    with Process(path, "--batch-size", 4) as server:
+    with Process(path, "--batch-size", 2) as server:
         server.ready()
         found = []
         begun = threading.Semaphore(0)

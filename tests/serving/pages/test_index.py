@@ -124,7 +124,7 @@ def test_commands_say_what_cannot_be_left_out(tmp_path: Path):
     shutil.copytree(GPT2, folder := tmp_path / "gpt2")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "bos_token_id": None}))
-    with live(create_app({"writer": load_pipeline(folder, batch_size=4)})) as server:
+    with live(create_app({"writer": load_pipeline(folder, batch_size=1)})) as server:
         page = server.client.get("/").text
         found = [command for command in commands(page, "curl") if "writer/" in command]
         assert len(found) >= 4

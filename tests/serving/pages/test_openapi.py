@@ -148,12 +148,12 @@ def test_every_example_works(schema: OpenApiSchema, document: dict[str, Any]):
 
 
 def test_answers_are_as_documented(schema: OpenApiSchema):
-    check_all(schema.exclude(operation_id=CHANGES), num_requests=25)
+    check_all(schema.exclude(operation_id=CHANGES), num_requests=12)
 
 
 def test_answers_to_changes_are_as_documented(pipeline: InferencePipeline):
     with live(create_app({"tiny": pipeline})) as server:
-        check_all(described(server).include(operation_id=CHANGES), num_requests=25)
+        check_all(described(server).include(operation_id=CHANGES), num_requests=12)
 
 
 def test_models_that_are_not_loaded_are_known(pipeline: InferencePipeline):
