@@ -20,18 +20,16 @@ LABELS = 3
 
 FAMILIES: Mapping[str, Callable[[], Any]] = {
     "autoregressive": lambda: randomised(
-        lambda: Autoregressive(SHAPE, 3, 2, 8, 2, 2, num_labels=LABELS, rngs=nnx.Rngs(0))
+        lambda: Autoregressive(SHAPE, 3, 2, 8, 1, 2, num_labels=LABELS, rngs=nnx.Rngs(0))
     ),
-    "dcgan": lambda: randomised(lambda: DCGAN(SHAPE, 4, (6, 4), num_labels=LABELS, rngs=nnx.Rngs(0))),
+    "dcgan": lambda: randomised(lambda: DCGAN(SHAPE, 4, (4,), num_labels=LABELS, rngs=nnx.Rngs(0))),
     "denoiser": denoiser,
-    "ebm": lambda: randomised(
-        lambda: EBM(SHAPE, LABELS, (4, 6), (0, 1), 6, 4, num_steps=5, rngs=nnx.Rngs(0))
-    ),
+    "ebm": lambda: randomised(lambda: EBM(SHAPE, LABELS, (4,), (1,), 6, 4, num_steps=5, rngs=nnx.Rngs(0))),
     "realnvp": lambda: randomised(
-        lambda: RealNVP(SHAPE, (2, 2), (1, 1), (4, 6), num_labels=LABELS, rngs=nnx.Rngs(0))
+        lambda: RealNVP(SHAPE, (2,), (1,), (4,), num_labels=LABELS, rngs=nnx.Rngs(0))
     ),
-    "stylegan": lambda: randomised(lambda: StyleGAN(SHAPE, 4, (6, 4), num_labels=LABELS, rngs=nnx.Rngs(0))),
-    "vae": lambda: randomised(lambda: VAE(SHAPE, 4, (4, 6), (6, 4), num_labels=LABELS, rngs=nnx.Rngs(0))),
+    "stylegan": lambda: randomised(lambda: StyleGAN(SHAPE, 4, (4,), num_labels=LABELS, rngs=nnx.Rngs(0))),
+    "vae": lambda: randomised(lambda: VAE(SHAPE, 4, (4,), (4,), num_labels=LABELS, rngs=nnx.Rngs(0))),
     "vqvae": lambda: randomised(
         lambda: VQVAE(SHAPE, 5, 3, (4, 6), 1, 8, 1, 2, num_labels=LABELS, rngs=nnx.Rngs(0))
     ),

@@ -44,10 +44,17 @@ def optimized_less() -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", before)
 
 
+@contextlib.contextmanager
+def without_drawing_keys() -> Iterator[None]:
+    """What is built within for its shapes alone draws no keys, which takes most of the time."""
+    with mock.patch.object(nnx.RngStream, "__call__", return_value=jax.random.key(0)):
+        yield
+
+
 def randomised(build: Callable[[], Any]) -> Any:
     """The model with random weights, biases too, without compiling its initialisers."""
-    with mock.patch.object(nnx.RngStream, "__call__", return_value=jax.random.key(0)):
-        graphdef, state = nnx.split(nnx.eval_shape(build))  # else drawing keys takes most of the time
+    with without_drawing_keys():
+        graphdef, state = nnx.split(nnx.eval_shape(build))
     random = np.random.default_rng(0)
     weights = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape) / 3, leaf.dtype), state)
     return nnx.merge(graphdef, weights)

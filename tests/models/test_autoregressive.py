@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from shared import TIMEOUT, randomised
 
-import artifex
 from artifex.generative_models.core.config import abstract_model
 from artifex.generative_models.core.errors import ConfigError, InputError, NonFiniteError
 from artifex.generative_models.inference import Batcher, Executor, InferencePipeline, load_exported_model
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.autoregressive import Autoregressive
 
 ARGUMENTS = {
@@ -40,8 +40,8 @@ def executor(model: Autoregressive) -> Executor:
 
 
 @pytest.fixture(scope="module")
-def pipeline(model: Autoregressive) -> InferencePipeline:
-    return InferencePipeline(model, batch_size=ROWS)
+def pipeline(executor: Executor) -> InferencePipeline:
+    return InferencePipeline(executor, batch_size=ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -276,11 +276,12 @@ def test_the_bundled_one_draws_digits(digits: np.ndarray) -> None:
     """Most of them as they are asked for, and real ones are as likely as others of the test set were."""
     with np.load(str(resources.files("artifex") / "zoo" / "mnist_digits.npz")) as archive:
         labels = archive["labels"]
-    pipeline, classifier = artifex.load("mnist-autoregressive"), artifex.load("mnist-classifier")
+    names = ("mnist-autoregressive", "mnist-classifier")
+    pipeline, classifier = (load_pipeline(name, batch_size=40) for name in names)
     wanted = np.arange(40) % 10
     drawn = pipeline.call("generate", num_rows=40, label=wanted, rngs=0)["x"]
     assert (classifier.call("classify", x=drawn)["label"] == wanted).sum() >= 28
-    bits = pipeline.call("log_prob", x=digits[:100], label=labels[:100].astype(np.int32))["bits_per_dim"]
+    bits = pipeline.call("log_prob", x=digits[:120], label=labels[:120].astype(np.int32))["bits_per_dim"]
     metadata = load_exported_model("mnist-autoregressive")[2]
     error = bits.std() / np.sqrt(len(bits))
     assert abs(bits.mean() - metadata["test_bits_per_dim"]) < 4 * error

@@ -9,11 +9,11 @@ from flax import nnx
 from said import call, rows_of
 from shared import TOLERANCE, randomised
 
-import artifex
 from artifex.generative_models.core.config import abstract_model
 from artifex.generative_models.core.errors import ConfigError, InputError
 from artifex.generative_models.core.fields import checked_fields
 from artifex.generative_models.inference import Executor, InferencePipeline
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.ebm import EBM
 
 ARGUMENTS = {
@@ -157,7 +157,7 @@ def test_guidance_weighs_the_class(model: EBM, x: np.ndarray) -> None:
     told, any_class = (numpy_energy(given, x, SIGMA, each) for each in (LABEL, np.full(4, 3)))
     scale = np.array([0.0, 1.0, 2.5, 2.5])
     inputs = {"label": LABEL.astype(np.int32), "guidance_scale": scale.astype(np.float32)}
-    found = loop.fn(model, x.astype(np.float32), SIGMA.astype(np.float32), inputs)
+    found = jax.jit(loop.fn)(model, x.astype(np.float32), SIGMA.astype(np.float32), inputs)
     np.testing.assert_allclose(found, any_class + scale * (told - any_class), rtol=1e-4)
     assert found[0] == pytest.approx(any_class[0], rel=1e-4)
     assert not np.allclose(told[:2], any_class[:2], rtol=1e-3)
@@ -228,7 +228,7 @@ def test_what_it_is_not_told(model: EBM, endpoint: str, said: dict[str, object],
 
 @pytest.fixture(scope="module")
 def bundled() -> InferencePipeline:
-    return artifex.load("mnist-energy")
+    return load_pipeline("mnist-energy", batch_size=20)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_the_bundled_one_draws_digits(bundled: InferencePipeline) -> None:
     """Of 20 samples; that of 100 it misses 3 leaves 1, and four standard errors 4."""
     labels = np.arange(20) % 10
     x = bundled.generate(20, rngs=0, label=labels)
-    found = artifex.load("mnist-classifier").call("classify", x=x)["label"]
+    found = load_pipeline("mnist-classifier", batch_size=20).call("classify", x=x)["label"]
     assert (found != labels).sum() <= 4
 
 

@@ -10,10 +10,10 @@ from flax import nnx
 from generators import drawn, float64, keys_of, made, transposed_conv, transposed_kernel
 from shared import TOLERANCE, randomised
 
-import artifex
 from artifex.generative_models.core.config import abstract_model
 from artifex.generative_models.core.errors import ConfigError, InputError
 from artifex.generative_models.inference import Executor
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.generative_models.models.gan import prior
 from artifex.generative_models.models.stylegan import ModulatedConv, StyleGAN
 
@@ -173,7 +173,7 @@ def test_without_variety_and_noise_all_samples_are_the_mean(model: StyleGAN, exe
 
 def test_layers_of_two_styles(model: StyleGAN, executor: Executor) -> None:
     keys, layers = keys_of(ROWS), [0, 1, 3, 4]
-    noises = [0.5 * float64(noise) for noise in model.noises(keys)]
+    noises = [0.5 * float64(noise) for noise in jax.jit(StyleGAN.noises)(model, keys)]
     w, other = (numpy_w(model, prior(keys, 3, other=which), LABELS) for which in (False, True))
     assert np.abs(w - other).min() > 0
     styles = [np.where(np.less(i, layers)[:, None], w, other) for i in range(4)]
@@ -280,5 +280,6 @@ def test_a_config_that_makes_none(changed: dict[str, object], message: str) -> N
 def test_the_bundled_one_draws_the_digits_that_it_is_told() -> None:
     """As the classifier sees them: of 2,000 it misses 2.4 %, which leaves 5, and six standard errors 18."""
     labels = np.arange(200) % 10
-    x = artifex.load("mnist-gan").generate(200, rngs=0, label=labels)
-    assert (artifex.load("mnist-classifier").call("classify", x=x)["label"] != labels).sum() <= 18
+    generator, classifier = (load_pipeline(f"mnist-{name}", batch_size=100) for name in ("gan", "classifier"))
+    x = generator.generate(200, rngs=0, label=labels)
+    assert (classifier.call("classify", x=x)["label"] != labels).sum() <= 18

@@ -8,11 +8,16 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared import decode, encode, randomised
+from shared import decode, encode, randomised, without_drawing_keys
 
 from artifex.generative_models.core.errors import ArtifexError, ConfigError, InputError
 from artifex.generative_models.core.nn import SubpixelConv
-from artifex.generative_models.inference import InferencePipeline, encode_images_jit, load_exported_model
+from artifex.generative_models.inference import (
+    Executor,
+    InferencePipeline,
+    encode_images_jit,
+    load_exported_model,
+)
 from artifex.generative_models.models.vae import VAE, Decoder, elbo
 
 # Sums of at most some thousand float32 products, each of relative error 2^-24, against float64.
@@ -23,9 +28,7 @@ decode_to_logits = jax.jit(Decoder.__call__)
 MODELS = {
     "1x1, 1 level": ((1, 1, 1), 1, [2], [2]),
     "1x7, 2 levels": ((1, 7, 3), 2, [3, 2], [2, 3]),
-    "5x3, 3 levels": ((5, 3, 2), 3, [2, 3, 4], [4, 3, 2]),
     "17x9, uneven depths": ((17, 9, 4), 2, [3, 2], [4, 2, 2, 3]),
-    "28x28, 3 levels": ((28, 28, 1), 4, [3, 4, 5], [5, 4, 3]),
     "33x20, 5 levels": ((33, 20, 1), 2, [2, 2, 2, 2, 3], [3, 2, 2, 2, 2]),
 }
 
@@ -91,7 +94,7 @@ def numpy_decode(model: VAE, z: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("side", [1, 2, 3])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4), (5, 4, 2)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 4, 2)])
 def test_subpixel_convolution_is_a_transposed_convolution(shape: tuple[int, int, int], side: int) -> None:
     doubled = jax.jit(SubpixelConv.__call__)
     up = randomised(lambda: SubpixelConv(shape[2], 3, side, rngs=nnx.Rngs(0)))
@@ -113,7 +116,7 @@ def test_decode(model: VAE) -> None:
 
 
 def test_trained_weights_on_real_digits(mnist_vae: VAE, pictures: np.ndarray) -> None:
-    x = pictures[:2]
+    x = pictures[:5]
     wanted = numpy_encode(mnist_vae, x)[:, : mnist_vae.latent_dim]
     mean = encode(mnist_vae, x)["mean"]
     np.testing.assert_allclose(mean, wanted, **FLOAT32)
@@ -134,7 +137,8 @@ def test_pictures_of_any_size_come_back_in_that_size(
         return model.decode(model.encode(x)["mean"])
 
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    assert nnx.eval_shape(reconstruct, x) == x
+    with without_drawing_keys():
+        assert nnx.eval_shape(reconstruct, x) == x
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
@@ -193,20 +197,20 @@ def test_endpoints_compute_what_they_say(tiny_vae: VAE, pictures: np.ndarray) ->
     endpoints = tiny_vae.endpoints()
     x = pictures[:3, 10:18, 10:18]
     keys = jax.random.split(jax.random.key(0), 3)
-    posterior = tiny_vae.encode(x)
+    posterior = encode(tiny_vae, x)
     temperatures = np.array([0, 0.5, 2], np.float32)
     z = np.stack(
         [t * np.asarray(jax.random.normal(key, (4,))) for t, key in zip(temperatures, keys, strict=True)]
     )
     for name, inputs, wanted in (
         ("encode", {"x": x}, posterior),
-        ("decode", {"z": z}, {"x": tiny_vae.decode(z)}),
-        ("reconstruct", {"x": x}, {"x": tiny_vae.decode(posterior["mean"])}),
-        ("generate", {"temperature": temperatures}, {"x": tiny_vae.decode(z)}),
-        ("elbo", {"x": x}, bounds_of(tiny_vae, x, keys)),
+        ("decode", {"z": z}, {"x": decode(tiny_vae, z)}),
+        ("reconstruct", {"x": x}, {"x": decode(tiny_vae, posterior["mean"])}),
+        ("generate", {"temperature": temperatures}, {"x": decode(tiny_vae, z)}),
+        ("elbo", {"x": x}, jax.jit(bounds_of)(tiny_vae, x, keys)),
     ):
         assert inputs.keys() == endpoints[name].inputs.keys()
-        found = endpoints[name].fn(tiny_vae, keys, jax.tree.map(jnp.asarray, inputs))
+        found = jax.jit(endpoints[name].fn)(tiny_vae, keys, jax.tree.map(jnp.asarray, inputs))
         # The same operations, so only the last bit may differ: of sums that XLA orders by batch.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, dict(wanted))
 
@@ -295,11 +299,12 @@ def test_pictures_do_not_see_each_other(mnist_vae: VAE, pictures: np.ndarray) ->
     x = pictures[:5]
     posterior = encode(mnist_vae, x)
     rows = x, decode_to_logits(mnist_vae.decoder, posterior["mean"]), posterior["mean"], posterior["log_var"]
-    together = elbo(*rows)
-    alone = [elbo(*(value[i : i + 1] for value in rows))[0] for i in range(5)]
+    bounds = jax.jit(elbo)
+    together = bounds(*rows)
+    alone = [bounds(*(value[i : i + 1] for value in rows))[0] for i in range(5)]
     np.testing.assert_allclose(together, alone, rtol=1e-6)  # a sum of 784, in an order of XLA's choice
     order = np.array([3, 0, 4, 1, 2])
-    np.testing.assert_array_equal(elbo(*(value[order] for value in rows)), together[order])
+    np.testing.assert_array_equal(bounds(*(value[order] for value in rows)), together[order])
 
 
 def test_the_bundled_model_is_as_good_as_it_says(pictures: np.ndarray) -> None:
@@ -350,15 +355,15 @@ def test_a_label_is_told_to_the_decoder(told: VAE) -> None:
 
 
 def test_endpoints_take_a_label(told: VAE) -> None:
-    pipeline = InferencePipeline(told, batch_size=4)
+    pipeline = InferencePipeline(Executor(told, batch_sizes=(4,)), batch_size=4)
     x = np.random.default_rng(1).uniform(size=(4, 5, 6, 2)).astype(np.float32)
-    for label in (LABELS[:3].tolist(), 2):
-        wanted = encode(told, x[:3], np.broadcast_to(np.int32(label), 3))["mean"]
-        latents = np.asarray(pipeline.encode(x[:3], label=label))
+    for label in ([0, 2, 1, 1], 2):
+        wanted = encode(told, x, np.broadcast_to(np.int32(label), 4))["mean"]
+        latents = np.asarray(pipeline.encode(x, label=label))
         np.testing.assert_allclose(latents, wanted, **FLOAT32)
-        pictures = decode(told, wanted, np.broadcast_to(np.int32(label), 3))
+        pictures = decode(told, wanted, np.broadcast_to(np.int32(label), 4))
         np.testing.assert_allclose(pipeline.decode(latents, label=label), pictures, **FLOAT32)
-        np.testing.assert_allclose(pipeline.reconstruct(x[:3], label=label), pictures, **FLOAT32)
+        np.testing.assert_allclose(pipeline.reconstruct(x, label=label), pictures, **FLOAT32)
     np.testing.assert_allclose(pipeline.encode(x), encode(told, x)["mean"], **FLOAT32)
     np.testing.assert_allclose(encode_images_jit(told, x), encode(told, x)["mean"], **FLOAT32)
     noise = pipeline.generate(4, rngs=0, label=1)

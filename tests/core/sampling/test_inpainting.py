@@ -39,7 +39,7 @@ def config(request):
 @pytest.fixture(scope="module")
 def executor(config):
     fn = denoiser(config, MEAN, COVARIANCE)
-    return Executor(None, denoiser_endpoints(fn, SHAPE, Denoising(json.dumps(config))), batch_sizes=(4, ROWS))
+    return Executor(None, denoiser_endpoints(fn, SHAPE, Denoising(json.dumps(config))), batch_sizes=(ROWS,))
 
 
 @pytest.fixture(scope="module")

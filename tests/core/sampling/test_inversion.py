@@ -43,7 +43,7 @@ def executor(kind):
     config = CONFIGS[kind]
     fn = denoiser(config, MEAN, COVARIANCE)
     fields = Denoising(json.dumps(config), sampler=SAMPLERS.get(kind, "ddim"))
-    return Executor(None, denoiser_endpoints(fn, SHAPE, fields), batch_sizes=(4, ROWS))
+    return Executor(None, denoiser_endpoints(fn, SHAPE, fields), batch_sizes=(ROWS,))
 
 
 @pytest.fixture(scope="module")

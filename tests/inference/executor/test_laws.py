@@ -15,12 +15,16 @@ from artifex.generative_models.core import DeviceManager
 from artifex.generative_models.inference import Batcher, Executor
 from artifex.generative_models.models.vae import VAE
 
-BATCH_SIZES = (1, 8, 16)
+BATCH_SIZES = (1, 8)
 ROWS = 29
 
 ENDPOINTS = ("encode", "decode", "reconstruct", "generate", "elbo")
 DRAWING = ("generate", "elbo")
-CASES = [(model, endpoint) for model in ("mnist-vae", "odd-vae") for endpoint in ENDPOINTS]
+# Of the trained model the two that run each of its halves.
+CASES = [
+    *(("mnist-vae", endpoint) for endpoint in ("encode", "generate")),
+    *(("odd-vae", endpoint) for endpoint in ENDPOINTS),
+]
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +117,8 @@ def test_permuting_rows_permutes_outputs(case, keys, order):
 
 @pytest.mark.optimized
 @every_endpoint
-@pytest.mark.parametrize("size", [8, 16])
-def test_padding_and_neighbours_change_no_bit_within_a_batch_size(case, keys, size):
-    executor, endpoint, inputs = case
+def test_padding_and_neighbours_change_no_bit_within_a_batch_size(case, keys):
+    (executor, endpoint, inputs), size = case, BATCH_SIZES[-1]
     full = run(executor, endpoint, inputs, keys, slice(0, size))
     padded = run(executor, endpoint, inputs, keys, slice(0, size - 3))
     assert_equal(padded, {name: value[:-3] for name, value in full.items()})
@@ -138,7 +141,7 @@ def test_map_equals_one_call(case, keys):
 
 # Devices to each copy of the weights, of eight; how they are cut; batch sizes, and what becomes of them.
 LAYOUTS = {
-    "8 copies": (1, None, (1, 8, 9), (8, 16)),
+    "8 copies": (1, None, (1, 8), (8,)),
     "4 copies, cut along named axes": (2, {"features": "model"}, (15,), (16,)),
     "1 copy, cut along any axis": (8, "model", (11,), (11,)),
 }
@@ -183,7 +186,7 @@ def test_strangers_in_a_busy_batcher_change_nothing(case, keys, on_a_mesh):
     cuts = [*range(0, 20, 3), 20, 21, ROWS]
     if on_a_mesh:
         mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        executor = Executor(executor_model(executor), executor.endpoints, mesh=mesh, batch_sizes=(2, 16))
+        executor = Executor(executor_model(executor), executor.endpoints, mesh=mesh, batch_sizes=(8,))
     with Batcher(executor) as batcher:
         futures = [
             batcher.submit(
@@ -200,9 +203,8 @@ def test_strangers_in_a_busy_batcher_change_nothing(case, keys, on_a_mesh):
         np.testing.assert_allclose(joined, np.concatenate([value] * 3), **TOLERANCE)
 
 
-@pytest.mark.parametrize("model", ["mnist-vae", "odd-vae"])
-def test_sample_i_has_key_fold_in_i(executors, model):
-    executor = executors[model]
+def test_sample_i_has_key_fold_in_i(executors):
+    executor = executors["odd-vae"]
     key = jax.random.key(11)
     folded = jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(ROWS))
     by_key = executor("generate", key=key, num_rows=ROWS)["x"]
@@ -212,7 +214,7 @@ def test_sample_i_has_key_fold_in_i(executors, model):
 
 @pytest.mark.parametrize("start", [1, 5, 28])
 def test_a_stream_goes_on_where_it_stopped(executors, start):
-    executor = executors["mnist-vae"]
+    executor = executors["odd-vae"]
     key = jax.random.key(11)
     whole = executor("generate", key=key, num_rows=ROWS)["x"]
     (rest,) = executor.map("generate", [ROWS - start], key=key, first_row=start)
@@ -220,7 +222,7 @@ def test_a_stream_goes_on_where_it_stopped(executors, start):
 
 
 def test_samples_differ_from_row_to_row_and_key_to_key(executors):
-    executor = executors["mnist-vae"]
+    executor = executors["odd-vae"]
     first, second = (np.asarray(executor("generate", key=jax.random.key(s), num_rows=4)["x"]) for s in (0, 1))
     rows = np.concatenate([first, second]).reshape(8, -1)
     assert len(np.unique(rows, axis=0)) == 8
