@@ -42,12 +42,12 @@ KEY = jax.random.key(0)
 
 
 def made(**changes):
-    return Denoiser(**CONFIG | changes, rngs=nnx.Rngs(0))
+    return randomised(lambda: Denoiser(**CONFIG | changes, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
 def executor():
-    return Executor(randomised(made), batch_sizes=(2,))
+    return Executor(made(), batch_sizes=(2,))
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,17 @@
 from itertools import pairwise
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from shared import randomised
 
 from artifex.generative_models.core.nn import SubpixelConv, subpixel_convs
 
 # Sums of at most some hundred float32 products, in another order.
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
 
-SIZES = [(8, 8), (28, 28), (7, 13), (1, 5), (11, 3), (9, 16)]
+SIZES = [(8, 8), (7, 13), (1, 5), (9, 16)]
 # Sides of the kernels of each level, and channels.
 LEVELS = {
     "1 level": ((2,), (3, 1)),
@@ -35,23 +35,19 @@ def convolved(x: jax.Array, up: SubpixelConv) -> jax.Array:
 def test_equals_the_modules_one_by_one(size: tuple[int, int], levels: str) -> None:
     sides, channels = LEVELS[levels]
     sizes = [tuple(-(-side // 2**level) for side in size) for level in range(len(sides), -1, -1)]
-    rngs, random = nnx.Rngs(0), np.random.default_rng(0)
-    ups = [
-        SubpixelConv(i, o, side, rngs=rngs) for side, (i, o) in zip(sides, pairwise(channels), strict=True)
-    ]
-    for up in ups:
-        up.conv.bias[...] = jnp.asarray(random.normal(size=up.conv.out_features), jnp.float32)
-    x = jnp.asarray(random.normal(size=(3, *sizes[0], channels[0])), jnp.float32)
+    arguments = list(zip(sides, pairwise(channels), strict=True))
+    ups = randomised(
+        lambda: nnx.List(SubpixelConv(i, o, side, rngs=nnx.Rngs(0)) for side, (i, o) in arguments)
+    )
+    x = np.random.default_rng(1).normal(size=(3, *sizes[0], channels[0])).astype(np.float32)
 
-    @nnx.jit
     def one_by_one(ups: nnx.List, x: jax.Array) -> jax.Array:
         for level, (up, (height, width)) in enumerate(zip(ups, sizes[1:], strict=True)):
             x = convolved(nnx.relu(x) if level else x, up)[:, :height, :width]
         return x
 
-    @nnx.jit
     def doubled(ups: nnx.List, x: jax.Array) -> jax.Array:
         return subpixel_convs(lambda rows, columns: x[:, rows, columns], ups, sizes[1:], nnx.relu)
 
-    modules = nnx.List(ups)
-    np.testing.assert_allclose(doubled(modules, x), one_by_one(modules, x), **FLOAT32)
+    found, wanted = jax.jit(lambda ups, x: (doubled(ups, x), one_by_one(ups, x)))(ups, x)
+    np.testing.assert_allclose(found, wanted, **FLOAT32)

@@ -40,16 +40,19 @@ def ran():
     return {"recorded": Endpoint(fn, {"x": ROW})}, sizes
 
 
-def test_the_choice_is_as_fast_as_any_that_was_measured_again():
-    report = tune_third()
+def test_the_choice_is_as_fast_as_any_that_was_measured_again_and_every_trial_is_told():
+    told = []
+    report = tune_third(progress=told.append)
     again = [trial for trial in report.trials if len(trial.rates) > 5]
     assert report.chosen in again
     assert report.chosen.rows_per_second >= 0.98 * max(trial.rows_per_second for trial in again)
     assert {trial.candidate.batch_size for trial in report.trials} == {2, 4, 8}
     assert report.not_stored is None
+    assert {trial.candidate for trial in told} == {trial.candidate for trial in report.trials}
+    assert len(told) == len(report.trials)
 
 
-def test_each_candidate_runs_with_its_own_number_in_flight(monkeypatch):
+def test_exhaustive_tuning_tries_every_combination_each_with_its_own_number_in_flight(monkeypatch):
     pool, in_flight = overlap._pool, set()
 
     def recorded(count):
@@ -57,18 +60,14 @@ def test_each_candidate_runs_with_its_own_number_in_flight(monkeypatch):
         return pool(count)
 
     monkeypatch.setattr(overlap, "_pool", recorded)
-    report = tune_third(exhaustive=True, store=False)
-    tried = {trial.candidate.executions_in_flight for trial in report.trials}
+    report = tune_third(exhaustive=True)
+    candidates = [trial.candidate for trial in report.trials]
+    tried = {c.executions_in_flight for c in candidates}
     assert len(tried) > 2
-    assert in_flight == tried
-
-
-def test_every_trial_is_told_as_it_is_made():
-    told = []
-    report = tune_third(progress=told.append)
-    assert [trial.candidate for trial in told] != []
-    assert {trial.candidate for trial in told} == {trial.candidate for trial in report.trials}
-    assert len(told) == len(report.trials)
+    assert in_flight == tried == set(range(1, max(tried) + 1))
+    assert {c.batch_size for c in candidates} == {2, 4, 8}
+    fusion = {c.setting.fusion for c in candidates}
+    assert len(candidates) == len(set(candidates)) == 3 * len(tried) * len(fusion)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -110,16 +109,6 @@ def test_a_cache_that_cannot_be_used_does_not_lose_the_report(monkeypatch, tmp_p
     report = tune_third()
     assert report.chosen in report.trials
     assert str(tmp_path / "file") in report.not_stored
-
-
-def test_exhaustive_tuning_tries_every_combination():
-    report = tune_third(exhaustive=True)
-    candidates = [trial.candidate for trial in report.trials]
-    assert {c.batch_size for c in candidates} == {2, 4, 8}
-    in_flight = {c.executions_in_flight for c in candidates}
-    fusion = {c.setting.fusion for c in candidates}
-    assert len(candidates) == len(set(candidates)) == 3 * len(in_flight) * len(fusion)
-    assert in_flight == set(range(1, max(in_flight) + 1))
 
 
 def test_what_needs_more_memory_than_there_is_never_runs(ran):
