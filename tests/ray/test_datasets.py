@@ -80,17 +80,8 @@ def blocked(folder: Path, number: int) -> bytes:
     return contents
 
 
-def is_read(path: Path) -> bool:
-    """Whether somebody waits at a pipe; it is told nothing."""
-    with contextlib.suppress(OSError):
-        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-        return True
-    return False
-
-
-def unblock(folder: Path, number: int, contents: bytes, kill: Callable[[], None]) -> None:
-    """Waits until somebody waits at the pipe, has it killed, and puts the picture back."""
-    path = folder / f"{number:03}.png"
+def kill_who_reads(path: Path, kill: Callable[[], None]) -> None:
+    """Waits until somebody waits at a pipe, and has it killed before it is told that nothing comes."""
     opened: list[int] = []
 
     def is_read() -> bool:
@@ -101,11 +92,21 @@ def unblock(folder: Path, number: int, contents: bytes, kill: Callable[[], None]
     wait_until(is_read)
     try:
         kill()
+    finally:
+        os.close(opened[0])
+
+
+def unblock(folder: Path, number: int, contents: bytes, kill: Callable[[], None]) -> None:
+    """Waits until somebody waits at the pipe, has it killed, and puts the picture back."""
+    path = folder / f"{number:03}.png"
+
+    def kill_and_mend() -> None:
+        kill()
         mended = path.with_suffix(".mended")
         mended.write_bytes(contents)
         mended.replace(path)
-    finally:
-        os.close(opened[0])
+
+    kill_who_reads(path, kill_and_mend)
 
 
 @pytest.mark.slow
@@ -161,8 +162,7 @@ def test_a_killed_driver_is_resumed_and_a_shard_that_kills_its_process_is_left_o
 
     def kill_those_who_read() -> None:
         while len(killed) < 3:
-            wait_until(lambda: workers() and is_read(picture))
-            kill_a_worker()
+            kill_who_reads(picture, kill_a_worker)
             killed.append(None)
 
     with ThreadPoolExecutor(1) as threads:
