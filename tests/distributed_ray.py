@@ -72,8 +72,23 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def kill_a_worker() -> None:
-    """Kills the process of an actor, as a machine that fails does."""
-    pid = workers()[0]
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: pid not in workers())
+def kill_the_reader(path: Path) -> None:
+    """Kills the process of the actor that has a file open, as a machine that fails does."""
+    pids: list[int] = []
+
+    def is_found() -> bool:
+        pids.extend(pid for pid in workers() if _has_open(pid, path))
+        return bool(pids)
+
+    wait_until(is_found)
+    os.kill(pids[0], signal.SIGKILL)
+    wait_until(lambda: pids[0] not in workers())
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        for descriptor in Path("/proc", str(pid), "fd").iterdir():
+            with contextlib.suppress(OSError):  # it was closed meanwhile
+                if descriptor.readlink() == path:
+                    return True
+    return False

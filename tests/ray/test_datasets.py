@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from distributed_ray import RAY_WARNS, kill_a_worker, wait_until, workers
+from distributed_ray import RAY_WARNS, kill_the_reader, wait_until, workers
 from every_family import FAMILIES
 from PIL import Image
 from ray import get_runtime_context
@@ -80,8 +80,9 @@ def blocked(folder: Path, number: int) -> bytes:
     return contents
 
 
-def kill_who_reads(path: Path, kill: Callable[[], None]) -> None:
-    """Waits until somebody waits at a pipe, and has it killed before it is told that nothing comes."""
+@contextlib.contextmanager
+def killed_at(path: Path) -> Iterator[None]:
+    """Kills the actor that comes to a pipe, when it waits there."""
     opened: list[int] = []
 
     def is_read() -> bool:
@@ -90,23 +91,20 @@ def kill_who_reads(path: Path, kill: Callable[[], None]) -> None:
         return bool(opened)
 
     wait_until(is_read)
-    try:
-        kill()
+    try:  # until it is closed here, who reads is not told that nothing comes
+        kill_the_reader(path)
+        yield
     finally:
         os.close(opened[0])
 
 
-def unblock(folder: Path, number: int, contents: bytes, kill: Callable[[], None]) -> None:
-    """Waits until somebody waits at the pipe, has it killed, and puts the picture back."""
+def unblock(folder: Path, number: int, contents: bytes) -> None:
+    """Waits until an actor waits at the pipe, kills it, and puts the picture back."""
     path = folder / f"{number:03}.png"
-
-    def kill_and_mend() -> None:
-        kill()
+    with killed_at(path):
         mended = path.with_suffix(".mended")
         mended.write_bytes(contents)
         mended.replace(path)
-
-    kill_who_reads(path, kill_and_mend)
 
 
 @pytest.mark.slow
@@ -117,7 +115,7 @@ def test_a_killed_actor_loses_and_repeats_no_row_and_what_goes_wrong_in_one_is_r
     contents = blocked(folder, 12)
     (folder / "060.png").write_bytes(b"no picture")
     with ThreadPoolExecutor(1) as threads:
-        unblocked = threads.submit(unblock, folder, 12, contents, kill_a_worker)
+        unblocked = threads.submit(unblock, folder, 12, contents)
         with pytest.raises(InputError, match=r"060\.png: not a picture") as caught:
             encode_dataset(tiny, folder, output, **SHARDS)
         unblocked.result()
@@ -162,8 +160,8 @@ def test_a_killed_driver_is_resumed_and_a_shard_that_kills_its_process_is_left_o
 
     def kill_those_who_read() -> None:
         while len(killed) < 3:
-            kill_who_reads(picture, kill_a_worker)
-            killed.append(None)
+            with killed_at(picture):
+                killed.append(None)
 
     with ThreadPoolExecutor(1) as threads:
         killing = threads.submit(kill_those_who_read)
