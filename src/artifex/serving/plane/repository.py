@@ -137,8 +137,13 @@ class Repository:
         """
         loading = asyncio.ensure_future(self._load(self._entry(name)))
         self._tasks.add(loading)
-        loading.add_done_callback(self._tasks.discard)
+        loading.add_done_callback(self._ended)
         await asyncio.shield(loading)
+
+    def _ended(self, loading: asyncio.Future[None]) -> None:
+        self._tasks.discard(loading)
+        if not loading.cancelled():
+            loading.exception()  # who asked may have left, and the log has it
 
     async def _load(self, entry: Entry) -> None:
         name = entry.name
