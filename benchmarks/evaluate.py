@@ -6,8 +6,8 @@ the time is that of the second over the first. The table's rows are the parts th
     python benchmarks/evaluate.py --data test.npy
 
 `test.npy` holds uint8 pictures [N, 28, 28, 1], such as MNIST's test pictures; without it the test digits that
-ship are taken over and over. Of the models that ship, `mnist-vae` takes the least time to draw, and its
-share is the smallest; `mnist-gan` takes 5 times as long, `mnist-vqvae` 20 times, a denoiser 500 times.
+ship are taken over and over. Of the models that ship, `mnist-vae` takes the least time to draw, so its share
+is the smallest, and those that take steps the most.
 """
 
 from __future__ import annotations

@@ -43,6 +43,15 @@ TINY = {
 }
 
 
+def shipped(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Config and metadata of a model that ships."""
+    directory = Path(str(resources.files("artifex") / "zoo" / name))
+    config, metadata = (
+        json.loads((directory / f"{part}.json").read_text()) for part in ("config", "metadata")
+    )
+    return config, metadata
+
+
 def test_the_triton_client():
     with Process("mnist-vae", "--batch-size", "4") as server:
         server.ready("mnist-vae")
@@ -163,10 +172,7 @@ def test_training_a_denoiser(
 @pytest.mark.parametrize("kind", ["diffusion", "flow"])
 def test_what_ships_is_what_the_script_trains(kind: str, example: Callable[[str], ModuleType]) -> None:
     chosen = example("train_mnist_denoiser").KINDS[kind]
-    directory = Path(str(resources.files("artifex") / "zoo" / f"mnist-{kind}"))
-    config, metadata = (
-        json.loads((directory / f"{name}.json").read_text()) for name in ("config", "metadata")
-    )
+    config, metadata = shipped(f"mnist-{kind}")
     assert (config["network"], config["arguments"]) == (chosen.network, chosen.arguments)
     assert (config["scheduler"], config["sampler"]) == (chosen.scheduler, chosen.sampler)
     assert metadata["training_steps"] == chosen.steps
@@ -267,10 +273,7 @@ def test_scales_before_training_are_those_of_pictures(
 
 
 def test_the_flow_that_ships_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
-    config, metadata = (
-        json.loads((resources.files("artifex") / "zoo" / "mnist-realnvp" / f"{name}.json").read_text())
-        for name in ("config", "metadata")
-    )
+    config, metadata = shipped("mnist-realnvp")
     script = example("train_mnist_realnvp")
     assert {**config, **script.FLOW} == config
     assert metadata["training_steps"] == script.STEPS
@@ -326,10 +329,7 @@ def test_training_the_autoregressive_model(
 
 def test_the_autoregressive_model_that_ships(example: Callable[[str], ModuleType]) -> None:
     script = example("train_mnist_autoregressive")
-    directory = Path(str(resources.files("artifex") / "zoo" / "mnist-autoregressive"))
-    config, metadata = (
-        json.loads((directory / f"{name}.json").read_text()) for name in ("config", "metadata")
-    )
+    config, metadata = shipped("mnist-autoregressive")
     assert {name: config[name] for name in script.ARGUMENTS} == script.ARGUMENTS
     assert metadata["training_steps"] == script.STEPS
 
@@ -361,10 +361,7 @@ def test_training_the_gan(
 
 
 def test_the_gan_that_ships_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
-    directory = Path(str(resources.files("artifex") / "zoo" / "mnist-gan"))
-    config, metadata = (
-        json.loads((directory / f"{name}.json").read_text()) for name in ("config", "metadata")
-    )
+    config, metadata = shipped("mnist-gan")
     script = example("train_mnist_gan")
     assert tuple(config["features"]) == script.FEATURES
     assert (config["num_labels"], metadata["training_steps"]) == (script.NUM_LABELS, script.STEPS)
@@ -442,9 +439,9 @@ def test_training_the_energy(
 
 def test_the_bundled_energy_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
     script = example("train_mnist_energy")
-    directory = Path(str(resources.files("artifex") / "zoo" / "mnist-energy"))
-    assert json.loads((directory / "config.json").read_text()).items() >= script.ARGUMENTS.items()
-    assert json.loads((directory / "metadata.json").read_text())["training_steps"] == script.STEPS
+    config, metadata = shipped("mnist-energy")
+    assert config.items() >= script.ARGUMENTS.items()
+    assert metadata["training_steps"] == script.STEPS
 
 
 def test_the_energy_of_a_gaussian_is_learned_already(example: Callable[[str], ModuleType]) -> None:
@@ -495,10 +492,7 @@ def test_training_the_vqvae(
 
 def test_what_ships_of_the_vqvae_is_what_the_script_trains(example: Callable[[str], ModuleType]) -> None:
     script = example("train_mnist_vqvae")
-    directory = Path(str(resources.files("artifex") / "zoo" / "mnist-vqvae"))
-    config, metadata = (
-        json.loads((directory / f"{name}.json").read_text()) for name in ("config", "metadata")
-    )
+    config, metadata = shipped("mnist-vqvae")
     assert config == script.ARGUMENTS
     steps = metadata["training_steps"], metadata["prior_training_steps"]
     assert steps == (script.STEPS, script.PRIOR_STEPS)

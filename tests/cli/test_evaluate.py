@@ -45,8 +45,10 @@ def test_a_table_for_people(model, cli, real, monkeypatch):
 
 
 def test_a_plot_and_no_likelihood(model, cli, real):
-    plot = ["--plot", "quality.png", "--no-likelihood", "--json"]
+    plot = ["--plot", "quality.png", "--no-likelihood", "--json", "--set", "temperature=0"]
     facts = json.loads(cli("evaluate", model, "--features", model, "--data", "real.npy", "-n", 20, *plot))
+    (diversity,) = (one["value"] for one in facts["measures"] if one["name"] == "diversity")
+    assert diversity < 1e-3  # all samples are the same
     assert facts["measures"][-1]["name"] == "feature_distance"
     with Image.open("quality.png") as picture:
         assert facts["plot"].endswith("quality.png")

@@ -116,7 +116,7 @@ def test_repeated_symbols_are_less_likely() -> None:
     [
         ({"temperature": -0.1}, "temperature: expected from 0, got -0.1"),
         ({"top_k": 0}, "top_k: expected from 1, got 0"),
-        ({"top_k": 2**32 + 1}, "top_k: expected at most 2147483647, got 4294967297"),
+        ({"top_k": 2**32 + 1}, "top_k: expected an integer that int32 holds, got 4294967297"),
         ({"top_p": 0.0}, "top_p: expected above 0, at most 1, got 0"),
         ({"top_p": 1.5}, "top_p: expected above 0, at most 1, got 1.5"),
         ({"min_p": 1.5}, "min_p: expected from 0 to 1, got 1.5"),

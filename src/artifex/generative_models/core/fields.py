@@ -24,6 +24,7 @@ _TYPES = {
 }
 _NUMBERS: dict[str, type] = {"int": int, "float": float, "bool": bool}
 _DTYPES: dict[type, Any] = {int: np.int32, float: np.float32, bool: np.bool_}
+_LARGEST = np.iinfo(np.int32).max  # of integers, which rows have as int32
 _KINDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
 
@@ -117,6 +118,8 @@ class Field:
             raise InputError(f"{name}: expected {self.limits}, got {value!r:.100}")
         if self.kind is float and not np.isfinite(value):
             raise InputError(f"{name}: expected a finite number, got {value}")
+        if self.kind is int and abs(value) > _LARGEST:
+            raise InputError(f"{name}: expected an integer that int32 holds, got {value}")
         low, high, above = (self._as_said(limit) for limit in (self.minimum, self.maximum, self.above))
         if (
             (low is not None and value < low)
@@ -212,16 +215,8 @@ class RowNumbers:
         return {}
 
     def rows(self, said: Mapping[str, Any], num_rows: int, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The numbers of so many rows.
-
-        Raises:
-            InputError: An integer that int32 does not hold.
-        """
+        """The numbers of so many rows."""
         values = {**json.loads(self.facts)["unsaid"], **said}
-        for name, spec in self.inputs.items():
-            most = np.iinfo(spec.dtype).max if np.dtype(spec.dtype).kind == "i" else np.inf
-            if np.max(values[name]) > most:
-                raise InputError(f"{name}: expected at most {most}, got {np.max(values[name])}")
         return {
             name: np.ascontiguousarray(np.broadcast_to(values[name], (num_rows,)).astype(spec.dtype))
             for name, spec in self.inputs.items()

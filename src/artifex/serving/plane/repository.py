@@ -143,7 +143,7 @@ class Repository:
     def _ended(self, loading: asyncio.Future[None]) -> None:
         self._tasks.discard(loading)
         if not loading.cancelled():
-            loading.exception()  # who asked may have left, and the log has it
+            loading.exception()  # who asked may have left; the log has what failed
 
     async def _load(self, entry: Entry) -> None:
         name = entry.name

@@ -52,6 +52,13 @@ export function control(of, onChange) {
   return { name: of.name, default: of.default, element, get: made.get, set: made.set };
 }
 
+// How many rows to ask for at once: `label` names them.
+export function countControl(label, usual, most, endpoint, onChange) {
+  const [value, maximum] = [usual, most].map((number) => Math.min(number, endpoint.max_rows));
+  const of = { name: "num_samples", kind: "integer", label, default: value, minimum: 1, maximum, doc: "" };
+  return control(of, onChange);
+}
+
 function number(of, id, onChange) {
   const step = of.kind === "integer" ? of.multiple ?? 1 : "any";
   const placeholder = of.default === null ? (of.is_needed ? "needed" : "any") : String(of.default);

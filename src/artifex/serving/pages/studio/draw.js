@@ -1,7 +1,7 @@
 // Draws samples, and shows them as they come out of the noise.
 
 import { stream } from "./api.js";
-import { control, Controls } from "./controls.js";
+import { countControl, Controls } from "./controls.js";
 import { el } from "./dom.js";
 import { Grid } from "./figures.js";
 import { Done, numSteps, panel, previewEvery, seconds } from "./panel.js";
@@ -14,13 +14,7 @@ export function drawPanel(model, endpoint, gallery) {
   const grid = new Grid();
   const output = endpoint.outputs.find((one) => one.is_picture).name;
   const changed = () => runner.changed();
-  const count = control(
-    {
-      name: "num_samples", kind: "integer", label: "pictures", default: Math.min(4, endpoint.max_rows),
-      minimum: 1, maximum: Math.min(MOST, endpoint.max_rows), doc: "",
-    },
-    changed,
-  );
+  const count = countControl("pictures", 4, MOST, endpoint, changed);
   const seed = endpoint.draws ? new SeedControl(changed) : null;
   const controls = new Controls(endpoint.controls, changed);
 

@@ -1,7 +1,7 @@
 // Writes texts, and shows them as they are written.
 
 import { stream } from "./api.js";
-import { control, Controls } from "./controls.js";
+import { countControl, Controls } from "./controls.js";
 import { copyText, el } from "./dom.js";
 import { Done, panel, previewEvery, seconds } from "./panel.js";
 import { Runner } from "./runner.js";
@@ -13,13 +13,7 @@ export function writePanel(endpoint) {
   const [output] = endpoint.texts;
   const texts = el("div", { className: "texts" });
   const changed = () => runner.changed();
-  const count = control(
-    {
-      name: "num_samples", kind: "integer", label: "texts", default: 1,
-      minimum: 1, maximum: Math.min(MOST, endpoint.max_rows), doc: "",
-    },
-    changed,
-  );
+  const count = countControl("texts", 1, MOST, endpoint, changed);
   const seed = endpoint.draws ? new SeedControl(changed) : null;
   const controls = new Controls(endpoint.controls, changed);
 
