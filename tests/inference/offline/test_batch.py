@@ -126,6 +126,18 @@ def test_a_temperature_among_what_else_is_said_holds(mnist_vae):
         drawn(temperature=0.5, given={"temperature": 0.5})
 
 
+def test_a_call_takes_one_temperature_for_all_and_none_below_0(mnist_vae):
+    pipeline = InferencePipeline(mnist_vae)
+    one = pipeline.call("generate", num_rows=2, rngs=1, temperature=0.5)["x"]
+    each = pipeline.call("generate", rngs=1, temperature=np.float32([0.5, 0.5]))["x"]
+    np.testing.assert_array_equal(one, each)
+    for wrong in (-1.0, -1, np.float32([0.5, -1.0])):
+        with pytest.raises(InputError, match="temperature: expected numbers from 0, got -1"):
+            pipeline.call("generate", num_rows=2, rngs=1, temperature=wrong)
+    with pytest.raises(InputError, match="temperature: expected numbers from 0, got -1"):
+        pipeline.executor("generate", {"temperature": -1.0}, num_rows=2, key=jax.random.key(0))
+
+
 def test_temperature_zero_is_the_mean_of_the_prior(mnist_vae):
     samples = batch_generate_samples(mnist_vae, 3, rngs=nnx.Rngs(0), temperature=0.0)
     mode = decode(mnist_vae, jax.numpy.zeros((1, 32)))

@@ -10,6 +10,7 @@ import numpy as np
 from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.fields import Finishing, Said, checked_fields
+from artifex.generative_models.core.specs import TensorSpec
 from artifex.generative_models.inference.executor.executor import Executor
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def call_endpoint(
     for name in given:
         if name not in made.fields:
             raise InputError(f"{endpoint}: {name} is not taken; it takes {', '.join(made.fields)}")
-    inputs = {name: np.asarray(given[name]) for name in made.given if name in given}
+    inputs = {
+        name: _number(np.asarray(given[name]), spec) for name, spec in made.given.items() if name in given
+    }
     rows = _num_rows(endpoint, made, inputs, num_rows)
     options = {name: given[name] for name in made.given_options if name in given}
     said = None
@@ -72,6 +75,12 @@ def call_endpoint(
     parts = list(executor.map(endpoint, chunks(), key=key, **options))
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return made.says.finished(outputs) if isinstance(made.says, Finishing) else outputs
+
+
+def _number(value: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """An integer that is for all rows as a float, where floats are taken; other values as they are."""
+    is_float = np.dtype(spec.dtype).kind == "f"
+    return value.astype(spec.dtype) if is_float and value.ndim == 0 and value.dtype.kind in "iu" else value
 
 
 def with_said(
