@@ -24,6 +24,7 @@ import numpy as np
 from common import Row, digits, in_turns, ratio, report
 
 from artifex.generative_models.inference.measure import quality
+from artifex.generative_models.inference.measure.features import FeatureModel
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 
 MODELS, FEATURES = ("mnist-vae", "mnist-gan", "mnist-vqvae"), "mnist-classifier"
@@ -42,7 +43,7 @@ ROWS = 1 << 10  # that are read at once, about as evaluate does
 def models_alone(
     pipeline: InferencePipeline,
     real: np.ndarray,
-    features: quality.FeatureModel,
+    features: FeatureModel,
     num_samples: int,
 ) -> None:
     """What `evaluate` has both models do."""
@@ -90,7 +91,7 @@ def main() -> None:
 
     count = args.pictures
     real = np.rint(255 * digits(count)).astype(np.uint8) if args.data is None else np.load(args.data)[:count]
-    features = quality.FeatureModel(load_pipeline(FEATURES))
+    features = FeatureModel(load_pipeline(FEATURES))
     spent: Counter[str] = Counter()
     for name in PARTS:
         setattr(quality, name, timed(name, getattr(quality, name), spent))
@@ -98,9 +99,7 @@ def main() -> None:
         measure(model, real, features, spent, args.rounds)
 
 
-def measure(
-    model: str, real: np.ndarray, features: quality.FeatureModel, spent: Counter[str], rounds: int
-) -> None:
+def measure(model: str, real: np.ndarray, features: FeatureModel, spent: Counter[str], rounds: int) -> None:
     pipeline, count = load_pipeline(model), len(real)
     calls = {
         "models": lambda: models_alone(pipeline, real, features, count),

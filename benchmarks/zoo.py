@@ -21,7 +21,8 @@ import numpy as np
 from common import Row, in_turns, report
 
 from artifex.generative_models.inference.formats.loading import find_model
-from artifex.generative_models.inference.measure.quality import FeatureModel, evaluate
+from artifex.generative_models.inference.measure.features import FeatureModel
+from artifex.generative_models.inference.measure.quality import evaluate
 from artifex.generative_models.inference.pipeline import InferencePipeline, load_pipeline
 
 MODELS = {  # and what they are

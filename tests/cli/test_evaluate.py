@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from artifex.generative_models.inference.measure.quality import FeatureModel, evaluate
+from artifex.generative_models.inference.measure.features import FeatureModel
+from artifex.generative_models.inference.measure.quality import evaluate
 from artifex.generative_models.inference.pipeline import load_pipeline
 
 

@@ -60,7 +60,7 @@ def evaluate(
     """
     from artifex.cli.benchmark import progress_on_stderr
     from artifex.cli.run import compute_dtype, load_model, use_cache
-    from artifex.generative_models.inference.measure.quality import FeatureModel
+    from artifex.generative_models.inference.measure.features import FeatureModel
     from artifex.generative_models.inference.measure.quality import evaluate as measure
 
     if plot is not None:

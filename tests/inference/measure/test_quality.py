@@ -11,7 +11,8 @@ from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.fields import Field, RowNumbers
 from artifex.generative_models.inference import Executor, InferencePipeline
-from artifex.generative_models.inference.measure.quality import FeatureModel, evaluate
+from artifex.generative_models.inference.measure.features import FeatureModel
+from artifex.generative_models.inference.measure.quality import evaluate
 from artifex.generative_models.inference.measure.quality import samples as quality_samples
 
 SHAPE = (12, 12, 1)

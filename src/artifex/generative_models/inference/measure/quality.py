@@ -1,7 +1,7 @@
 """How good a model is: whether what it draws and reconstructs looks like real pictures.
 
-Pictures are looked at by the features that another model tells them by, and are never all in memory; features
-are. Every figure comes with the interval in which 95 % of its bootstrap resamples lie.
+Pictures are compared by the features of another model, and are never all in memory; features are. Every
+figure comes with the interval in which 95 % of its bootstrap resamples lie.
 
 References:
     Salimans et al., *Improved techniques for training GANs*, 2016. https://arxiv.org/abs/1606.03498
@@ -16,20 +16,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from artifex.generative_models.core.endpoint import Endpoint
 from artifex.generative_models.core.errors import InputError
 from artifex.generative_models.core.keys import sample_key
-from artifex.generative_models.inference.executor.executor import Executor
 from artifex.generative_models.inference.measure.distances import (
     frechet_distance,
     kernel_distance,
     mean_distance,
     weighted_moments,
 )
+from artifex.generative_models.inference.measure.features import FeatureModel, Seen
+from artifex.generative_models.inference.measure.likelihoods import likelihood_endpoint, likelihoods
 from artifex.generative_models.inference.measure.likeness import peak_signal_to_noise, structural_similarity
 from artifex.generative_models.inference.measure.neighbours import manifolds
 from artifex.generative_models.inference.measure.resampling import of_blocks, of_mean, of_means, of_sets
-from artifex.generative_models.inference.offline.calling import map_said
 from artifex.generative_models.inference.offline.chunks import row_chunks
 from artifex.generative_models.inference.offline.sources import Pictures
 from artifex.generative_models.inference.pipeline import InferencePipeline
@@ -63,73 +62,11 @@ class Measure:
     about: str
 
 
-class Seen(NamedTuple):
-    """What a model of features tells of some pictures.
-
-    Args:
-        features: Float32 [pictures, features].
-        probabilities: Of the classes, float32 [pictures, classes]; None where it tells no classes.
-    """
-
-    features: np.ndarray
-    probabilities: np.ndarray | None
-
-
 class _Column(NamedTuple):
     """What is told of each real picture, float64 [pictures]; and what that is, for people."""
 
     values: np.ndarray
     about: str
-
-
-class FeatureModel:
-    """A model by whose features pictures are compared.
-
-    Its endpoint `features` gives them, or `encode` where it has no such; and `classify`, where it is there,
-    the probabilities of classes.
-
-    Args:
-        pipeline: The model; its preprocessing makes its input of uint8 pictures.
-
-    Raises:
-        InputError: It has neither endpoint, or one that does not give one vector a picture.
-    """
-
-    def __init__(self, pipeline: InferencePipeline):
-        self._pipeline = pipeline
-        executor = pipeline.executor
-        self._endpoint = next((name for name in ("features", "encode") if name in executor.endpoints), "")
-        if not self._endpoint:
-            raise InputError(
-                f"features: expected a model with an endpoint features or encode; it has "
-                f"{', '.join(executor.endpoints)}"
-            )
-        self._output = _vector(executor, self._endpoint)
-        self.has_classes = "classify" in executor.endpoints
-        inputs, outputs = executor.spec(self._endpoint)
-        self.input_shape = inputs["x"].shape
-        self.num_features = outputs[self._output].shape[0]
-
-    def see(self, pictures: np.ndarray) -> Seen:
-        """What it tells of uint8 pictures [pictures, H, W, C]."""
-        if pictures.shape[1:] != self.input_shape:
-            raise InputError(
-                f"features: their model takes pictures {list(self.input_shape)}, and these are "
-                f"{list(pictures.shape[1:])}"
-            )
-        x = self._pipeline.preprocess_fn(pictures)
-        features = self._pipeline.call(self._endpoint, x=x)[self._output]
-        probabilities = None
-        if self.has_classes:
-            probabilities = self._pipeline.call("classify", x=x)["probabilities"]
-        return Seen(features, probabilities)
-
-    def see_all(self, chunks: Iterable[np.ndarray]) -> Seen:
-        """What it tells of pictures that come a part at a time."""
-        parts = [self.see(chunk) for chunk in chunks]
-        probabilities = [part.probabilities for part in parts if part.probabilities is not None]
-        features = np.concatenate([part.features for part in parts])
-        return Seen(features, np.concatenate(probabilities) if probabilities else None)
 
 
 def evaluate(
@@ -179,7 +116,7 @@ def evaluate(
             )
     if draws:
         chunks, labels = samples(pipeline, num_samples, seed=seed, given=given)
-    foretells = _likelihood_endpoint(pipeline, likelihood)
+    foretells = likelihood_endpoint(pipeline, likelihood)
     tell = progress or (lambda *_: None)
     random = np.random.default_rng(seed)
     size = _rows_at_once(pipeline, math.prod(features.input_shape))
@@ -194,7 +131,15 @@ def evaluate(
     if reconstructs:
         columns |= _of_reconstructions(pipeline, data, size, real.features, features, tell)
     if foretells is not None:
-        columns |= _of_likelihood(pipeline, foretells, data, size, seed, tell)
+        name, values, about = likelihoods(
+            pipeline,
+            foretells,
+            lambda: _chunks(data, size),
+            len(data),
+            seed=seed,
+            progress=lambda done, total: tell("likelihoods", done, total),
+        )
+        columns[name] = _Column(values, about)
     estimates = of_means([column.values for column in columns.values()], random)
     return found + [
         Measure(name, *one, len(column.values), column.about)
@@ -322,64 +267,6 @@ def _of_reconstructions(
     return {name: _Column(np.concatenate(values), about[name]) for name, values in found.items() if values}
 
 
-def _of_likelihood(
-    pipeline: InferencePipeline,
-    endpoint: str,
-    data: np.ndarray | Pictures,
-    size: int,
-    seed: int,
-    tell: Progress,
-) -> dict[str, _Column]:
-    """Bits a number of real pictures, as the endpoint tells them, or -log2 p / numbers; or a bound."""
-    executor, made = pipeline.executor, pipeline.executor.endpoints[endpoint]
-
-    def chunks() -> Iterator[dict[str, np.ndarray]]:
-        for pictures in _chunks(data, size):
-            yield {"x": np.asarray(pipeline.preprocess_fn(pictures))}
-
-    options = {"dequantize": True} if "dequantize" in made.given_options else {}
-    key = sample_key(seed) if executor.draws(endpoint, **options) else None
-    dims, classes = math.prod(made.inputs["x"].shape), _classes_to_tell(made)
-    found = np.full(len(data), np.inf)
-    for done, label in enumerate(classes):
-        said, start = options | label, 0
-        for outputs in map_said(executor, endpoint, chunks(), said, len(data), key=key):
-            bits = outputs.get("bits_per_dim", -outputs[endpoint] / (dims * math.log(2)))
-            part, start = slice(start, start + len(bits)), start + len(bits)
-            found[part] = -np.logaddexp2(-found[part] * dims, -bits.astype(np.float64) * dims) / dims
-            tell("likelihoods", done * len(data) + start, len(classes) * len(data))
-    values = found + math.log2(len(classes)) / dims  # of all classes alike
-    if endpoint == "elbo":
-        about = f"an upper bound of bits a number of real pictures; lower is better. elbo: {made.doc}"
-        return {"bits_per_dim_bound": _Column(values, about)}
-    return {
-        "bits_per_dim": _Column(
-            values, f"bits a number of real pictures; lower is better. log_prob: {made.doc}"
-        )
-    }
-
-
-def _likelihood_endpoint(pipeline: InferencePipeline, wanted: bool | None) -> str | None:
-    """The endpoint that tells how likely pictures are; None where there is none, or it is not wanted."""
-    endpoints = pipeline.executor.endpoints
-    for name in ("log_prob", "elbo"):
-        made = endpoints.get(name)
-        if wanted is not False and made is not None and [*made.given] == ["x"]:
-            is_long = {*made.given_options} - {"dequantize"} or len(_classes_to_tell(made)) > 1
-            return None if is_long and wanted is None else name
-    if wanted:
-        raise InputError(f"no endpoint log_prob or elbo of pictures; there are {', '.join(endpoints)}")
-    return None
-
-
-def _classes_to_tell(made: Endpoint) -> list[dict[str, int]]:
-    """What is said of a class: nothing where it need not be said, else each of them in turn."""
-    label = None if made.says is None else made.says.fields.get("label")
-    if label is None or label.default is None or label.maximum is None:
-        return [{}]
-    return [{"label": number} for number in range(int(label.maximum) + 1)]
-
-
 def _gives_pictures(pipeline: InferencePipeline, endpoint: str) -> bool:
     """Whether an endpoint is there and gives uint8 pictures.
 
@@ -437,13 +324,3 @@ def _counted(chunks: Iterable[Any], what: str, total: int, tell: Progress) -> It
         done += len(chunk)
         tell(what, done, total)
         yield chunk
-
-
-def _vector(executor: Executor, endpoint: str) -> str:
-    """The output that is one vector a picture."""
-    outputs = executor.spec(endpoint)[1]
-    for name in ("features", "mean", *outputs):
-        if name in outputs and len(outputs[name].shape) == 1:
-            return name
-    shapes = {name: list(spec.shape) for name, spec in outputs.items()}
-    raise InputError(f"features: {endpoint} gives no vector a picture, but {shapes}")
