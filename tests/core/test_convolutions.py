@@ -24,8 +24,9 @@ from artifex.generative_models.core.nn import Conv3x3
 compiled = jax.jit(formed, static_argnums=(2, 3))
 compiled_filters = jax.jit(filters_of, static_argnums=(1, 2))
 
-# Rounding of sums of some hundred float32 products, over the output's deviation, by form.
-TOLERANCES = {PLAIN: 0.0, 2: 1e-5, 4: 1e-4}
+# Rounding of sums of some hundred float32 products, over the output's deviation, by form. In what order the
+# plain form sums depends on the processor.
+TOLERANCES = {PLAIN: 5e-6, 2: 1e-5, 4: 1e-4}
 
 
 def drawn(shape, doubles=False, rows=2, dtype=np.float32):
@@ -53,7 +54,7 @@ def test_every_form_is_the_convolution(shape, doubles):
         filters = kernel if form == PLAIN else compiled_filters(kernel, doubles, form)
         found = np.asarray(compiled(x, filters, doubles, form))
         assert found.shape == wanted.shape
-        assert np.abs(found - wanted).max() <= max(TOLERANCES[form], 1e-6) * wanted.std()
+        assert np.abs(found - wanted).max() <= TOLERANCES[form] * wanted.std()
 
 
 def test_pictures_of_odd_sizes_and_of_one_pixel():

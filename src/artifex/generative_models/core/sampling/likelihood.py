@@ -135,6 +135,7 @@ class LogDensity:
                 drawn = jax.random.fold_in(key, _PROBES)
                 directions = jax.random.rademacher(drawn, (probes, *x.shape), jnp.float32)
 
+            @jax.jit  # traced once, where the solver calls it at many places
             def field(u: Any, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
                 found, derivative = jax.linearize(lambda x: velocity(x, u), state[0])
                 return found, _trace(derivative, x, directions)

@@ -156,6 +156,7 @@ class Catalog:
         kept = None if self._kept is None else self._kept.program(name, dict(options), settings, uint8)
         with self._lock:
             if identity not in self._programs:
+                alike = [made for made in self._programs if made[:2] == identity[:2]]
                 self._programs[identity] = Program(
                     name,
                     endpoint,
@@ -167,6 +168,7 @@ class Catalog:
                     numerics=self._numerics,
                     kept=kept,
                     num_rows=num_rows,
+                    trace=self._programs[alike[0]].trace if alike else None,
                 )
             return self._programs[identity]
 

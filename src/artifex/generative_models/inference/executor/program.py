@@ -63,6 +63,7 @@ class Program:
         kept: What earlier processes found out.
         num_rows: Rows that it will be run with first, where that is known: what tracing for them gives is
             then compiled too.
+        trace: What tracing found out for pictures of another dtype; it is the same for all.
 
     Raises:
         InputError: An output has no batch axis.
@@ -82,6 +83,7 @@ class Program:
         numerics: Mapping[str, Any],
         kept: KeptProgram | None,
         num_rows: int | None = None,
+        trace: Trace | None = None,
     ):
         self.name = name
         self.options = {**endpoint.defaults, **options}
@@ -106,15 +108,16 @@ class Program:
         self.needs_keys = True
         self._kept = kept
         self._traced: tuple[int, Any, Any] | None = None  # rows, program and structure of its outputs
-        trace = None if kept is None else kept.trace()
-        if trace is None:
+        known = None if kept is None else kept.trace()
+        if known is None:
             with using(numerics):
-                trace = self._trace(weights, self._likely_size(num_rows))
+                known = trace or self._trace(weights, self._likely_size(num_rows))
             if kept is not None:
-                kept.keep_trace(trace)
-        self.weights, self.needs_keys = trace.weights, trace.needs_keys
-        self.outputs, self._strided = trace.outputs, trace.strided
-        self.captured_bytes = trace.captured_bytes
+                kept.keep_trace(known)
+        self.trace = known
+        self.weights, self.needs_keys = known.weights, known.needs_keys
+        self.outputs, self._strided = known.outputs, known.strided
+        self.captured_bytes = known.captured_bytes
         self.requires = endpoint.requires
         if self.requires is not None and self.outputs.get(self.requires[0]) != TensorSpec((), np.bool_):
             raise InputTypeError(
