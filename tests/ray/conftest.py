@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from denoisers import denoiser
+from every_family import FAMILIES
 from flax import nnx
 
 from artifex.generative_models.inference import InferencePipeline, export_model
@@ -24,7 +24,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def drawer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of an untrained model that takes steps."""
-    return export_model(denoiser(), tmp_path_factory.mktemp("models") / "drawer", step=3)
+    path = tmp_path_factory.mktemp("models") / "drawer"
+    return export_model(FAMILIES["autoregressive"](), path, step=3)
 
 
 @pytest.fixture(scope="session")

@@ -176,7 +176,7 @@ def test_a_killed_driver_is_resumed_and_a_shard_that_kills_its_process_is_left_o
         np.testing.assert_array_equal(kept[start:stop], latents[start:stop])
     picture.unlink()
     picture.write_bytes(contents)
-    assert encode_dataset(tiny, folder, output, resume=True, **SHARDS)["resumed_at"] == 62
+    assert encode_dataset(tiny, folder, output, resume=True, num_actors=1, **SHARDS)["resumed_at"] == 62
     np.testing.assert_array_equal(np.load(output), latents)
 
 
