@@ -4,7 +4,7 @@ import base64
 import io
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ from artifex.serving import create_app
 if CHROMIUM is None:
     pytest.skip(LEFT_OUT, allow_module_level=True)
 
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 Open = Callable[..., Page]
 
 expect.set_options(timeout=1e3 * TIMEOUT)
 
-
+STILL = {"reduced_motion": "reduce"}
 GPT2 = Path(__file__).parent.parent.parent / "golden" / "gpt2"
 
 
@@ -53,11 +53,26 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def window(browser: Browser) -> BrowserContext:
+    """One that stays open, in which tests open pages; a window for each would take a second each."""
+    window = _in_window(browser)
+    window.new_page()
+    return window
+
+
+def _in_window(browser: Browser, **settings: Any) -> BrowserContext:
+    context = browser.new_context(**settings)
+    context.set_default_timeout(1e3 * TIMEOUT)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    return context
+
+
 @pytest.fixture
-def open_page(browser: Browser, server: Live) -> Iterator[Open]:
-    """Opens the studio in a browser of its own; at the end, nothing went wrong in it."""
+def open_page(browser: Browser, window: BrowserContext, server: Live) -> Iterator[Open]:
+    """Opens the studio in a page where nothing is stored; at the end, nothing went wrong in it."""
     wrong: list[str] = []
-    contexts = []
+    pages: list[Page] = []
 
     def note(message: Any) -> None:
         # Which browsers say of every status from 400 on, and of whatever is cut off.
@@ -65,13 +80,16 @@ def open_page(browser: Browser, server: Live) -> Iterator[Open]:
             wrong.append(message.text)
 
     def open_page(
-        fragment: str = "", url: str | None = None, path: str = "", ready: str = ".panel", **settings: Any
+        fragment: str = "",
+        url: str | None = None,
+        path: str = "",
+        ready: str = ".panel",
+        media: Mapping[str, Any] = {},
+        **settings: Any,
     ) -> Page:
-        context = browser.new_context(**settings)
-        contexts.append(context)
-        context.set_default_timeout(1e3 * TIMEOUT)
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        page = context.new_page()
+        page = (_in_window(browser, **settings) if settings else window).new_page()
+        page.emulate_media(**media)
+        pages.append(page)
         page.on("console", note)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(f"{url or server.url}/{path}#{fragment}")
@@ -79,8 +97,13 @@ def open_page(browser: Browser, server: Live) -> Iterator[Open]:
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    blank, *opened = window.pages
+    for page in opened:
+        page.close()
+    window.new_cdp_session(blank).send("Storage.clearDataForOrigin", {"origin": "*", "storageTypes": "all"})
+    for page in pages:
+        if page.context is not window:
+            page.context.close()
     assert wrong == []
 
 
@@ -264,7 +287,7 @@ def test_numbers_are_shown_as_json(server: Live, open_page: Open):
 
 
 def test_interpolates_by_latents(server: Live, open_page: Open):
-    page = open_page("tiny/interpolate", reduced_motion="reduce")
+    page = open_page("tiny/interpolate", media=STILL)
     files = [upload(1), upload(2)]
     field(page, "frames").fill("5")
     for number, file in enumerate(files):
@@ -283,7 +306,7 @@ def test_interpolates_by_latents(server: Live, open_page: Open):
 
 
 def test_interpolates_by_an_endpoint_that_does(open_page: Open):
-    page = open_page("steps/interpolate", reduced_motion="reduce")
+    page = open_page("steps/interpolate", media=STILL)
     for name, value in {"frames": 3, "num_steps": 2}.items():
         field(page, name).fill(str(value))
     for number in range(2):
@@ -299,7 +322,7 @@ def test_interpolates_by_an_endpoint_that_does(open_page: Open):
 
 
 def test_walks_through_latents(open_page: Open):
-    page = open_page("tiny/walk", reduced_motion="reduce")
+    page = open_page("tiny/walk", media=STILL)
     draw(page, stops=3, frames=4, seed=5)
     scrub = page.get_by_role("slider", name="Frame", exact=True)
     expect(scrub).to_have_attribute("max", "11")
@@ -482,7 +505,7 @@ def test_it_fits_a_phone(open_page: Open):
 
 @pytest.mark.parametrize(("scheme", "is_dark"), [("dark", True), ("light", False)])
 def test_colours_are_those_of_the_reader(open_page: Open, scheme: Any, is_dark: bool):
-    page = open_page(color_scheme=scheme)
+    page = open_page(media={"color_scheme": scheme})
     for selector, is_text in (("body", False), (".stage", False), (".about", True)):
         colour = page.eval_on_selector(
             selector, f"(e) => getComputedStyle(e).{'color' if is_text else 'backgroundColor'}"
