@@ -26,11 +26,13 @@ import jax
 import numpy as np
 import pytest
 from compiled import FOLDER, share_compilations
+from denoisers import denoiser
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from xdist.scheduler import LoadFileScheduling
 
-from artifex.generative_models.inference import Executor, load_exported_model
+from artifex.generative_models.inference import Executor, InferencePipeline, load_exported_model
+from artifex.generative_models.inference.pipeline import picture_pipeline
 from artifex.generative_models.models.vae import VAE
 
 pytest_plugins = ["gate"]
@@ -79,6 +81,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 TOGETHER = {  # files that one process runs: they start a Ray; what one of them compiled, the others find
     "ray": distributed_ray.FILES,
     "as users do": ("tests/test_docs", "tests/test_examples"),
+    "drawer": (
+        *(
+            "tests/inference/test_pipeline",
+            "tests/inference/test_step_stream",
+            "tests/inference/batching/test_slots.py",
+        ),
+        *("tests/serving/test_fields", "tests/serving/test_previews"),
+        *("tests/serving/pages/test_controls", "tests/serving/pages/test_studio"),
+    ),
 }
 
 
@@ -118,6 +129,12 @@ def mnist_vae() -> VAE:
 def executor(mnist_vae: VAE) -> Executor:
     """Shared by tests that only run it."""
     return Executor(mnist_vae, batch_sizes=(1, 2, 4, 8))
+
+
+@pytest.fixture(scope="session")
+def drawer() -> InferencePipeline:
+    """A model that takes steps, in batches of up to 4, shared by tests that only run it."""
+    return picture_pipeline(denoiser(), batch_size=4)
 
 
 @pytest.fixture

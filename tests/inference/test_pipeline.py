@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from denoisers import denoiser
 from flax import nnx
 from shared import TOLERANCE
 
@@ -17,7 +16,6 @@ from artifex.generative_models.inference import (
     export_model,
     normalize_images,
 )
-from artifex.generative_models.inference.pipeline import picture_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -176,11 +174,6 @@ def test_endpoints_a_family_lacks_are_named(digits):
 
     with pytest.raises(InputError, match="no endpoint 'encode'"):
         InferencePipeline(Noise()).encode(jax.numpy.zeros((1, 2, 2, 1)))
-
-
-@pytest.fixture(scope="module")
-def drawer():
-    return picture_pipeline(denoiser(), batch_size=4)
 
 
 def test_looks_at_samples_end_in_what_generate_gives(drawer):

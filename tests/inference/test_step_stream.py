@@ -6,7 +6,6 @@ import threading
 
 import numpy as np
 import pytest
-from denoisers import denoiser
 from shared import TIMEOUT, batcher_threads
 from walks import StepGate
 
@@ -28,11 +27,10 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 @pytest.fixture(scope="module")
-def compiled():
-    executor = Executor(denoiser(), batch_sizes=(1, 2, 4))
-    with Batcher(executor) as batcher:
+def compiled(drawer):
+    with Batcher(drawer.executor) as batcher:
         batcher.warmup(["generate"])
-    return executor
+    return drawer.executor
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
-from denoisers import denoiser
 from served import error_of, grpc_of, live, watched
 from shared import TOLERANCE
 from tritonclient.utils import InferenceServerException
@@ -19,7 +18,6 @@ from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.fields import Field
 from artifex.generative_models.inference import Executor, InferencePipeline
 from artifex.generative_models.inference.batching.scheduler import Scheduler
-from artifex.generative_models.inference.pipeline import picture_pipeline
 from artifex.serving import create_app
 
 URL = "/v2/models/tiny/generate"
@@ -50,16 +48,11 @@ def shifted(model, keys, inputs, *, twice=False):
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    return picture_pipeline(denoiser(), batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def server(pipeline):
+def server(drawer):
     inputs = {"x": TensorSpec((3,), np.float32), "shift": TensorSpec((), np.float32)}
     endpoint = Endpoint(shifted, inputs, {"twice": False}, says=Shifted())
     plain = Executor(None, {"shifted": endpoint}, batch_sizes=(1, 2, 4))
-    with live(create_app({"tiny": pipeline, "plain": plain}, max_rows=300)) as server:
+    with live(create_app({"tiny": drawer, "plain": plain}, max_rows=300)) as server:
         yield server
 
 
@@ -70,9 +63,9 @@ def grpc_address(server):
 
 
 @pytest.fixture(scope="module")
-def drawn(pipeline):
+def drawn(drawer):
     """Samples as Python draws them, before they become uint8."""
-    raw = InferencePipeline(pipeline.executor)
+    raw = InferencePipeline(drawer.executor)
     return lambda count, seed, **said: raw.generate(count, rngs=seed, **said)
 
 
@@ -150,11 +143,11 @@ def test_a_stream_of_rows(server, wanted):
     np.testing.assert_allclose([event["x"] for event in events], wanted, **TOLERANCE)
 
 
-def test_a_png_of_what_python_draws(server, pipeline):
+def test_a_png_of_what_python_draws(server, drawer):
     answer = server.client.post(URL, json={"seed": 7, "label": 1}, headers={"accept": "image/png"})
     assert answer.headers["artifex-seed"] == "7"
     assert answer.content.startswith(b"\x89PNG")
-    assert pipeline.generate(1, rngs=7, label=1).dtype == np.uint8
+    assert drawer.generate(1, rngs=7, label=1).dtype == np.uint8
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.keys import sample_key
 from artifex.generative_models.inference import Executor, InferencePipeline, export_model
 from artifex.generative_models.inference.offline.sampling import sampling
-from artifex.generative_models.inference.pipeline import picture_pipeline
 from artifex.serving import create_app
 from artifex.serving.plane.origins import PipelineSource
 from artifex.serving.plane.requests import InferRequest
@@ -46,16 +45,11 @@ def walker():
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    return picture_pipeline(denoiser(), batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def server(pipeline, walker):
+def server(drawer, walker):
     plain = Executor(
         None, {"plain": Endpoint(one_pass, {"x": TensorSpec((3,), np.float32)})}, batch_sizes=(1, 2)
     )
-    with live(create_app({"tiny": pipeline, "walker": walker, "plain": plain}, max_rows=40)) as server:
+    with live(create_app({"tiny": drawer, "walker": walker, "plain": plain}, max_rows=40)) as server:
         yield server
 
 
@@ -112,7 +106,7 @@ def test_previews_come_before_each_row(server):
         assert (event["model_name"], event["seed"]) == ("tiny", 5)
 
 
-def test_a_preview_is_what_the_sample_looks_like_after_those_steps(server, pipeline, gate):
+def test_a_preview_is_what_the_sample_looks_like_after_those_steps(server, drawer, gate):
     gate.hold()
     frames = queue.Queue()
 
@@ -134,9 +128,9 @@ def test_a_preview_is_what_the_sample_looks_like_after_those_steps(server, pipel
     last = frames.get(timeout=TIMEOUT)
     reader.join(TIMEOUT)
     assert list(seen) == [2, 4]
-    how = sampling(pipeline.executor, 1, 1.0, SAID)
+    how = sampling(drawer.executor, 1, 1.0, SAID)
     given = {"inputs": how.rows(0, 1), "key": sample_key(5), **how.options}
-    wanted = [progress.outputs["x"][0] for progress in pipeline.executor.iterate("generate", **given)]
+    wanted = [progress.outputs["x"][0] for progress in drawer.executor.iterate("generate", **given)]
     for after, x in {**seen, 6: last["x"]}.items():
         np.testing.assert_allclose(np.array(x, np.float32), wanted[after - 1], rtol=1e-4, atol=1e-4)
 

@@ -9,7 +9,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from denoisers import denoiser
 from shared import TIMEOUT
 from walks import StepGate, walking
 
@@ -22,7 +21,7 @@ from artifex.generative_models.core.errors import (
     NonFiniteError,
     OutOfDeviceMemoryError,
 )
-from artifex.generative_models.inference import AsyncInferenceServer, Batcher, Executor, InferencePipeline
+from artifex.generative_models.inference import AsyncInferenceServer, Batcher, Executor
 from artifex.generative_models.inference.batching import places, slots
 from artifex.generative_models.inference.executor.jobs import Late
 from artifex.generative_models.inference.executor.slot_batch import SlotBatch
@@ -583,15 +582,10 @@ def test_closing(open_batcher, gate, drain):
                 future.result(0)
 
 
-@pytest.fixture(scope="module")
-def drawer():
-    return Executor(denoiser(), batch_sizes=(1, 2, 4))
-
-
 def test_fields_are_said_as_they_are_to_a_pipeline(drawer):
     said = {"label": [0, 1, 2], "num_steps": [2, 5, 3], "sampler": "ddim"}
-    wanted = InferencePipeline(drawer).call("generate", num_rows=3, rngs=4, **said)["x"]
-    with Batcher(drawer) as batcher:
+    wanted = drawer.call("generate", num_rows=3, rngs=4, **said)["x"]
+    with Batcher(drawer.executor) as batcher:
         found = batcher.submit("generate", seed=4, num_rows=3, **said).result(TIMEOUT)["x"]
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
         two = batcher.submit("generate", seed=[1, 2]).result(TIMEOUT)["x"]
@@ -617,7 +611,7 @@ def test_coroutines_draw_with_previews(drawer, gate):
             seen.append(preview)
             gate.release()
 
-        async with AsyncInferenceServer(drawer) as server:
+        async with AsyncInferenceServer(drawer.executor) as server:
             drawn = server.generate_async(2, 4, num_steps=30, on_preview=note, every=3)
             gate.release(6)  # three steps of each sample, or of both at once
             samples = await drawn

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from denoisers import denoiser
 
 from artifex.generative_models.core import Endpoint, Option, TensorSpec
 from artifex.generative_models.inference import Executor, InferencePipeline
-from artifex.generative_models.inference.pipeline import picture_pipeline
 from artifex.serving.pages.controls import studio_models
 from artifex.serving.plane.dataplane import DataPlane
 from artifex.serving.plane.origins import PipelineSource
@@ -61,8 +59,8 @@ def test_a_vae(runner, serving, pipeline):
     assert named(found["encode"]["outputs"])["mean"] == {"name": "mean", "shape": [4], "is_picture": False}
 
 
-def test_a_model_that_takes_steps(runner, serving):
-    content = told(runner, serving, steps=picture_pipeline(denoiser(), batch_size=1))
+def test_a_model_that_takes_steps(runner, serving, drawer):
+    content = told(runner, serving, steps=drawer)
     found = named(content["models"][0]["endpoints"], "endpoint")
     assert {name for name in found if found[name]["takes_steps"]} >= {"generate", "inpaint", "interpolate"}
     assert not found["denoise"]["takes_steps"]

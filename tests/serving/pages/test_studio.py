@@ -12,7 +12,6 @@ import forked
 import numpy as np
 import pytest
 from browsers import CHROMIUM, LEFT_OUT
-from denoisers import denoiser
 from PIL import Image
 from served import Live, live, live_asgi
 from shared import TIMEOUT
@@ -21,7 +20,7 @@ from starlette.routing import Mount
 from walks import StepGate
 
 from artifex.generative_models.inference import InferencePipeline
-from artifex.generative_models.inference.pipeline import load_pipeline, picture_pipeline
+from artifex.generative_models.inference.pipeline import load_pipeline
 from artifex.serving import create_app
 
 if CHROMIUM is None:
@@ -38,9 +37,8 @@ GPT2 = Path(__file__).parent.parent.parent / "golden" / "gpt2"
 
 
 @pytest.fixture(scope="module")
-def server(pipeline: InferencePipeline) -> Iterator[Live]:
-    steps = picture_pipeline(denoiser(), batch_size=1)  # of which little is compiled
-    models = {"tiny": pipeline, "steps": steps, "writer": load_pipeline(GPT2, batch_size=1)}
+def server(pipeline: InferencePipeline, drawer: InferencePipeline) -> Iterator[Live]:
+    models = {"tiny": pipeline, "steps": drawer, "writer": load_pipeline(GPT2, batch_size=1)}
     with live(create_app(models, max_rows=256)) as server:
         yield server
 
