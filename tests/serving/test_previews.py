@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
-from denoisers import denoiser
+from every_family import FAMILIES
 from PIL import Image
 from served import Process, error_of, grpc_of, live
 from shared import TIMEOUT, TOLERANCE
@@ -370,20 +370,21 @@ def test_one_width_whatever_the_load(walker):
 
 
 def test_sigterm_ends_streams_when_they_are_done(tmp_path):
-    path = export_model(denoiser(), tmp_path / "tiny", step=1, training_steps=1, final_loss=1.0)
+    path = export_model(FAMILIES["autoregressive"](), tmp_path / "tiny", step=1)
     with Process(path, "--batch-size", 2) as server:
         server.ready()
         found = []
         begun = threading.Semaphore(0)
 
         def draw(seed):
-            body = {"num_steps": 30 * (1 + seed % 3), "num_samples": 3, "seed": seed, "every": 10}
+            body = {"num_samples": 1 + seed % 3, "seed": seed, "every": 10}
             with httpx.stream("POST", server.url + STREAM, json=body, timeout=TIMEOUT) as response:
                 assert response.status_code == 200
                 lines = response.iter_lines()
                 first = next(lines)
                 begun.release()
-                found.append([json.loads(x.removeprefix("data: ")) for x in (first, *lines) if x])
+                events = [json.loads(line.removeprefix("data: ")) for line in (first, *lines) if line]
+                found.append((body["num_samples"], events))
 
         threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(6)]
         for thread in threads:
@@ -395,6 +396,6 @@ def test_sigterm_ends_streams_when_they_are_done(tmp_path):
             thread.join(TIMEOUT)
         assert server.wait() == 0
     assert len(found) == 6
-    for events in found:
+    for num_samples, events in found:
         assert not [event["error"] for event in events if "error" in event]
-        assert [event["index"] for event in events if "preview" not in event] == [0, 1, 2]
+        assert [event["index"] for event in events if "preview" not in event] == [*range(num_samples)]

@@ -77,7 +77,7 @@ def test_what_is_frozen_afterwards_is_what_was_before(frozen):
     if frozen:
         gc.freeze()
     since = [object()]
-    tune_third(store=False)
+    tune(None, "third", endpoints=THIRD, batch_sizes=(2,), store=False)
     searched = {id(value) for value in gc.get_objects()}
     assert (id(before) in searched) == (not frozen)
     assert id(since) in searched
