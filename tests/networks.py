@@ -52,7 +52,7 @@ class Golden:
         state = {}
         for name, (path, axes) in names.items():
             values = self.weights[name] if axes is None else self.weights[name].transpose(axes)
-            state[path] = nnx.Param(jnp.asarray(values, dtype))
+            state[path] = nnx.Param(jax.device_put(values.astype(dtype)))
         graphdef, wanted = nnx.split(made)
         shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(wanted)}
         assert shapes == {path: leaf.shape for path, leaf in state.items()}

@@ -56,8 +56,11 @@ def randomised(build: Callable[[], Any]) -> Any:
     with without_drawing_keys():
         graphdef, state = nnx.split(nnx.eval_shape(build))
     random = np.random.default_rng(0)
-    weights = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape) / 3, leaf.dtype), state)
-    return nnx.merge(graphdef, weights)
+
+    def drawn(leaf: Any) -> Any:  # cast by NumPy, since JAX would compile a program for each shape
+        return jax.device_put((random.normal(size=leaf.shape) / 3).astype(leaf.dtype))
+
+    return nnx.merge(graphdef, jax.tree.map(drawn, state))
 
 
 def rows(n, first=1):

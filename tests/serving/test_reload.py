@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,7 @@ class Client(threading.Thread):
                     else:
                         self.failures.append(content)
                     self.changed.notify_all()
+                time.sleep(0.005)  # rather than take the cores from what loads
         except Exception as error:
             with self.changed:
                 self.failures.append(error)
