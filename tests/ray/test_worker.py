@@ -4,7 +4,6 @@ import pickle
 import shutil
 from pathlib import Path
 
-import denoisers
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,7 +13,7 @@ from artifex.generative_models.core.errors import ConfigError, OutputError
 from artifex.generative_models.inference import InferencePipeline, export_model
 from artifex.generative_models.inference.offline.parts import open_parts
 from artifex.generative_models.inference.pipeline import load_pipeline
-from artifex.generative_models.models.denoiser import Denoiser
+from artifex.generative_models.models.ebm import EBM
 from artifex.generative_models.models.vae import VAE
 from artifex.generative_models.models.vqvae import VQVAE
 from artifex.ray import worker
@@ -110,24 +109,22 @@ def test_a_share_of_a_gpu_is_a_share_of_its_memory(monkeypatch: pytest.MonkeyPat
 
 
 def test_models_that_make_latents_write_floats(tmp_path: Path):
-    network = denoisers.NETWORK | {"in_channels": 4, "out_channels": 4}
-    model = randomised(
-        lambda: Denoiser("dit", network, denoisers.SCHEDULER, num_labels=4, num_steps=3, rngs=nnx.Rngs(0))
-    )
+    shape = (4, 4, 4)
+    model = randomised(lambda: EBM(shape, 3, (4,), (1,), 6, 4, num_steps=5, rngs=nnx.Rngs(0)))
     export = export_model(model, tmp_path / "latents", step=3, image_range=None)
     generating = Setup(str(export), "generate", 4, None, 1.0, 0.0)
     facts = describe(generating)
-    assert (facts.output_shape, facts.output_dtype) == ((4, 4, 4), "float32")
+    assert (facts.output_shape, facts.output_dtype) == (shape, "float32")
     job: dict = {"column": "x", "rows_per_part": 80, "job": {}, "resume": False}
-    parts = open_parts(tmp_path / "x.npy", (6, 4, 4, 4), np.dtype(facts.output_dtype), **job)
+    parts = open_parts(tmp_path / "x.npy", (6, *shape), np.dtype(facts.output_dtype), **job)
     with parts:
-        steps = {"sampler": "euler", "num_steps": 2}
-        said = {"num_samples": 6, "seed": 5, "temperature": 1.0, "given": {"label": 2, **steps}}
+        steps = {"label": 2, "num_steps": 2}
+        said = {"num_samples": 6, "seed": 5, "temperature": 1.0, "given": steps}
         actor = Worker(generating, Task(facts.identity, parts.place, given=said))
         told = actor({"start": np.array([0]), "stop": np.array([6])})
         assert told["failure"] == [b""], pickle.loads(told["failure"][0])
         parts.wrote(0, 6)
-    wanted = load_pipeline(export, batch_size=4).generate(6, rngs=5, label=2, **steps)
+    wanted = load_pipeline(export, batch_size=4).generate(6, rngs=5, **steps)
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), wanted)
     assert wanted.dtype == np.float32
     assert wanted.std() > 0.1
