@@ -40,11 +40,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def tiny() -> VAE:
+    return randomised(lambda: VAE((8, 8, 1), 4, [4], [4], rngs=nnx.Rngs(0)))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    vae = VAE((8, 8, 1), 4, [4], [4], rngs=nnx.Rngs(0))
     path = tmp_path_factory.mktemp("models") / "tiny"
-    return export_model(vae, path, step=3, training_steps=5, final_loss=1.5)
+    return export_model(tiny(), path, step=3, training_steps=5, final_loss=1.5)
 
 
 @pytest.fixture
@@ -132,46 +135,50 @@ def drawer(root: Path, made_denoiser: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made_denoiser, tmp_path / "denoiser"))
 
 
-def looks_of(executor: Executor) -> list[np.ndarray]:
+def rows_of(executor: Executor) -> dict[str, Any]:
     said = executor.endpoints["generate"].says
     values = checked_fields("generate", said.fields, {"num_steps": [3, 5], "label": [1, 2]}, 2)
-    rows = said.rows(values, 2, said.options(values))
+    return said.rows(values, 2, said.options(values))
+
+
+def looks_of(executor: Executor) -> list[np.ndarray]:
     key = jax.random.key(1)
-    return [look.outputs["x"] for look in executor.iterate("generate", rows, key=key, every=2)]
+    return [look.outputs["x"] for look in executor.iterate("generate", rows_of(executor), key=key, every=2)]
 
 
-def test_a_second_start_has_fields_and_steps_without_the_model(drawer: Path, monkeypatch: pytest.MonkeyPatch):
-    said = {"label": [0, 1, 3, 2], "num_steps": 2, "sampler": ["ddim", "euler", "unipc", "heun"]}
-    first = load_pipeline(drawer, batch_size=4)
-    wanted = first.generate(4, rngs=7, **said), looks_of(first.executor)
-    assert first.executor.compile_count == 1 + 3  # a loop in parts is three
-    for owner, name in ((snapshots, "abstract_model"), (Found, "load")):
-        monkeypatch.setattr(owner, name, mock.Mock(side_effect=AssertionError("a second start does it not")))
-    second = load_pipeline(drawer, batch_size=4)
-    assert second.executor.endpoints["generate"].says == first.executor.endpoints["generate"].says
-    np.testing.assert_array_equal(second.generate(4, rngs=7, **said), wanted[0])
-    np.testing.assert_array_equal(looks_of(second.executor), wanted[1])
-    assert second.executor.compile_count == 0
-    catalog = second.executor._catalog
-    (size,) = second.executor.batch_sizes_for("generate", 2)
-    memory = catalog.part(catalog.find("generate", {}), size, "steps").memory_analysis()
-    assert memory.alias_size_in_bytes >= size * (4 * 4 * 4 * 4 + 4)  # the state is held once here too
-    names = first.executor.tuning_name("generate"), second.executor.tuning_name("generate")
-    assert names[0] == names[1]
-
-
-def test_a_loop_from_what_was_kept_is_traced_where_it_must_be(drawer: Path):
+def test_a_start_from_what_was_kept_traces_what_was_not_and_the_next_has_no_need_of_the_model(
+    drawer: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said = {"label": [0, 1], "num_steps": 2, "sampler": ["ddim", "heun"]}
+    longer = {"num_steps": 70, "sampler": "ddim"}
     first = load_pipeline(drawer, batch_size=2)
-    wanted = first.generate(2, rngs=7, num_steps=2)
-    second = load_pipeline(drawer, batch_size=4)
+    wanted = first.generate(2, rngs=7, **said)
+    second = load_pipeline(drawer, batch_size=2)
+    np.testing.assert_array_equal(second.generate(2, rngs=7, **said), wanted)
     assert second.executor.compile_count == 0
-    longer = first.generate(2, rngs=7, num_steps=70, sampler="ddim")
-    np.testing.assert_array_equal(second.generate(2, rngs=7, num_steps=70, sampler="ddim"), longer)
+    np.testing.assert_array_equal(second.generate(2, rngs=7, **longer), first.generate(2, rngs=7, **longer))
     assert second.executor.compile_count == 1
-    np.testing.assert_allclose(looks_of(second.executor), looks_of(first.executor), rtol=1e-5, atol=1e-6)
+    looks = looks_of(second.executor)
+    assert second.executor.compile_count == 1 + 3  # a loop in parts is three
+    final = first.executor("generate", rows_of(first.executor), key=jax.random.key(1))["x"]
+    np.testing.assert_allclose(looks[-1], final, rtol=1e-5, atol=1e-6)
     leaf = second.model.network.proj_out_2.bias
     leaf[...] = leaf[...] + 1
-    assert (second.generate(2, rngs=7, num_steps=2) != wanted).any()
+    assert (second.generate(2, rngs=7, **said) != wanted).any()
+
+    for owner, name in ((snapshots, "abstract_model"), (Found, "load")):
+        monkeypatch.setattr(owner, name, mock.Mock(side_effect=AssertionError("a later start does it not")))
+    third = load_pipeline(drawer, batch_size=2)
+    assert third.executor.endpoints["generate"].says == first.executor.endpoints["generate"].says
+    np.testing.assert_array_equal(third.generate(2, rngs=7, **said), wanted)
+    np.testing.assert_array_equal(looks_of(third.executor), looks)
+    assert third.executor.compile_count == 0
+    catalog = third.executor._catalog
+    (size,) = third.executor.batch_sizes_for("generate", 2)
+    memory = catalog.part(catalog.find("generate", {}), size, "steps").memory_analysis()
+    assert memory.alias_size_in_bytes >= size * (4 * 4 * 4 * 4 + 4)  # the state is held once here too
+    names = first.executor.tuning_name("generate"), third.executor.tuning_name("generate")
+    assert names[0] == names[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,35 +283,55 @@ CHANGES: list[Callable[[Path, pytest.MonkeyPatch], None]] = [
 ]
 
 
+def shifted(model, keys, inputs, *, by=1, kind=None):
+    return {"y": inputs["x"] + by}
+
+
+SHIFTED = Endpoint(shifted, {"x": TensorSpec((), jnp.float32)}, {"by": 1, "kind": None})
+
+
+def executor_of(export: Path) -> Executor:
+    """An executor of one endpoint that compiles fast, whose programs are kept as those of the export."""
+    return Executor(None, {"shifted": SHIFTED}, batch_sizes=(2,), kept=Snapshot(export).programs)
+
+
+def test_a_start_after_a_change_is_as_the_first(export: Path, monkeypatch: pytest.MonkeyPatch):
+    expected, _ = start(export)
+    touch_the_checkpoint(export, monkeypatch)
+    for built in (True, False):
+        samples, pipeline = start(export)
+        assert was_built(pipeline) == built
+        assert pipeline.executor.compile_count == built
+        np.testing.assert_array_equal(samples, expected)
+
+
 def test_a_snapshot_that_no_longer_fits_is_made_anew(export: Path, monkeypatch: pytest.MonkeyPatch):
     """And then fits until the next change."""
     source = export.parent / "source.py"
     source.touch()
     files = looks.loaded_files() | {str(source)}
     monkeypatch.setattr(looks, "loaded_files", lambda: files)
-    expected, _ = start(export)
+
+    def compiled() -> int:
+        executor = executor_of(export)
+        assert executor("shifted", {"x": np.zeros(2, np.float32)})["y"].tolist() == [1, 1]
+        return executor.compile_count
+
+    assert compiled() == 1
     try:
         for change in CHANGES:
-            _, before = start(export)
-            assert not was_built(before), change
+            assert compiled() == 0, change
             change(export, monkeypatch)
-            samples, pipeline = start(export)
-            assert was_built(pipeline), change
-            assert pipeline.executor.compile_count == 1, change
-            np.testing.assert_array_equal(samples, expected)
+            assert compiled() == 1, change
     finally:
         jax.config.update("jax_default_matmul_precision", None)
 
 
 def test_a_replaced_export_gives_its_own_samples(export: Path):
     old, _ = start(export)
-    export_model(
-        randomised(lambda: VAE((8, 8, 1), 4, [4], [4], rngs=nnx.Rngs(1))),
-        export,
-        step=3,
-        training_steps=5,
-        final_loss=1.5,
-    )
+    other = tiny()
+    other.decoder.stem.bias[...] = other.decoder.stem.bias[...] + 1
+    export_model(other, export, step=3, training_steps=5, final_loss=1.5)
     new, _ = start(export)
     assert (new != old).any()
     np.testing.assert_array_equal(start(export)[0], new)
@@ -346,19 +373,45 @@ def open_to_all(path: Path) -> None:
 DAMAGES: list[Callable[[Path], None]] = [cut, flip, empty, open_to_all, Path.unlink]
 
 
-def test_damaged_parts_are_made_anew(export: Path, root: Path):
-    expected, _ = start(export)
+def parts_of(export: Path, root: Path) -> list[Path]:
+    """The record of an export, and the parts that it names."""
+    record = root / Snapshot(export)._name
+    content = record.read_text()
+    return [record, *(path for path in record.parent.iterdir() if path.name in content)]
+
+
+def test_damaged_weights_are_restored_anew(export: Path, root: Path):
+    expected, first = start(export)
+    size = sum(leaf.nbytes for leaf in first.executor.weights)
     for damage in DAMAGES:
-        for path in sorted((root / "starts").iterdir()):
-            damage(path)
-            np.testing.assert_array_equal(start(export)[0], expected)
-            if damage is open_to_all:
-                path.unlink()  # what others could have written stays refused until it is deleted
-                start(export)
+        (path,) = (path for path in parts_of(export, root) if path.stat().st_size == size)
+        damage(path)
+        for built in (True, False):
             samples, pipeline = start(export)
-            assert not was_built(pipeline), damage
+            assert was_built(pipeline) == built, damage
             assert pipeline.executor.compile_count == 0, damage
             np.testing.assert_array_equal(samples, expected)
+            if damage is open_to_all and built:
+                path.unlink()  # what others could have written stays refused until it is deleted
+                start(export)
+
+
+def test_damaged_records_and_programs_are_made_anew(export: Path, root: Path):
+    def compiled() -> int:
+        executor = executor_of(export)
+        assert executor("shifted", {"x": np.zeros(2, np.float32)})["y"].tolist() == [1, 1]
+        return executor.compile_count
+
+    assert compiled() == 1
+    for damage in DAMAGES:
+        for number in range(2):
+            path = parts_of(export, root)[number]
+            damage(path)
+            assert compiled() == 1, damage
+            if damage is open_to_all:
+                path.unlink()
+                compiled()
+            assert compiled() == 0, damage
 
 
 def test_without_a_cache_a_start_is_as_the_first(export: Path, root: Path):
@@ -402,13 +455,9 @@ def test_dtypes_have_snapshots_of_their_own(export: Path):
 
 
 def test_options_are_kept_apart(export: Path):
-    def shifted(model, keys, inputs, *, by=1, kind=None):
-        return {"y": inputs["x"] + by}
-
-    endpoint = Endpoint(shifted, {"x": TensorSpec((), jnp.float32)}, {"by": 1, "kind": None})
     x = np.zeros(2, np.float32)
     for compiled in (3, 1):  # of an option without a form in JSON nothing is kept
-        executor = Executor(None, {"shifted": endpoint}, batch_sizes=(2,), kept=Snapshot(export).programs)
+        executor = executor_of(export)
         assert executor("shifted", {"x": x})["y"].tolist() == [1, 1]
         assert executor("shifted", {"x": x}, by=2)["y"].tolist() == [2, 2]
         assert executor("shifted", {"x": x}, kind=int)["y"].tolist() == [1, 1]
