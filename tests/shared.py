@@ -55,11 +55,8 @@ def randomised(build: Callable[[], Any]) -> Any:
     with without_drawing_keys():
         graphdef, state = nnx.split(nnx.eval_shape(build))
     random = np.random.default_rng(0)
-
-    def drawn(leaf: Any) -> Any:  # cast by NumPy, since JAX would compile a program for each shape
-        return jax.device_put((random.normal(size=leaf.shape) / 3).astype(leaf.dtype))
-
-    return nnx.merge(graphdef, jax.tree.map(drawn, state))
+    values = jax.tree.map(lambda leaf: (random.normal(size=leaf.shape) / 3).astype(leaf.dtype), state)
+    return nnx.merge(graphdef, jax.device_put(values))  # `jnp.asarray` compiles a program for each shape
 
 
 def rows(n, first=1):

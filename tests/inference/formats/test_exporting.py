@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from forked import Python
-from shared import decode, encode
+from shared import decode, encode, randomised
 
 from artifex import Endpoint, TensorSpec, __version__
 from artifex.generative_models.core import directories
@@ -23,21 +23,20 @@ from artifex.generative_models.core.checkpointing import (
 from artifex.generative_models.core.errors import ConfigError, ExportError, UnknownModelTypeError
 from artifex.generative_models.inference import export_model, load_exported_model
 from artifex.generative_models.inference.formats import exporting
+from artifex.generative_models.models.classifier import Classifier
 from artifex.generative_models.models.vae import VAE
-
-
-def build(seed: int = 0) -> VAE:
-    return VAE((8, 8, 1), 4, [16], [4], rngs=nnx.Rngs(seed))
 
 
 @pytest.fixture(scope="module")
 def model() -> VAE:
-    return build()
+    return randomised(lambda: VAE((8, 8, 1), 4, [16], [4], rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
-def other() -> VAE:
-    return build(seed=1)
+def other(model: VAE) -> VAE:
+    """The same model with other weights."""
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(1), state))
 
 
 def export(model: Any, directory: Any, *, step: int = 1, **facts: Any) -> Path:
@@ -181,7 +180,7 @@ def test_a_model_of_no_family(tmp_path: Path) -> None:
     class Mine(VAE):
         pass
 
-    mine = Mine((8, 8, 1), 4, [4], [4], rngs=nnx.Rngs(0))
+    mine = randomised(lambda: Mine((8, 8, 1), 4, [4], [4], rngs=nnx.Rngs(0)))
     with pytest.raises(
         UnknownModelTypeError,
         match=r"Mine is no installed family \(autoencoder_tiny, .*\); add it",
@@ -279,7 +278,7 @@ def process() -> Iterator[Python]:
 class Writer:
     """WRITER on a directory with an export of `model`, and with its weights as step 1."""
 
-    def __init__(self, process: Python, root: Path, model: VAE):
+    def __init__(self, process: Python, root: Path, model: Classifier):
         self.process = process
         self.root = root
         self.model = model
@@ -319,9 +318,15 @@ class Writer:
                 manager.delete(2)
 
 
+@pytest.fixture(scope="module")
+def small() -> Classifier:
+    """A model of few layers and endpoints, which each export traces; its largest kernel has 8 KiB."""
+    return randomised(lambda: Classifier((8, 8, 1), 3, [16], 8, rngs=nnx.Rngs(0)))
+
+
 @pytest.fixture
-def writer(process: Python, tmp_path: Path, model: VAE) -> Writer:
-    return Writer(process, tmp_path, model)
+def writer(process: Python, tmp_path: Path, small: Classifier) -> Writer:
+    return Writer(process, tmp_path, small)
 
 
 exchanges = pytest.mark.skipif(
@@ -348,7 +353,7 @@ def test_killed_at_any_change_of_a_file(writer: Writer, what: str) -> None:
 @exchanges
 @pytest.mark.parametrize("what", ["export", "save"])
 def test_killed_at_random_moments(writer: Writer, what: str) -> None:
-    microseconds = np.random.default_rng(0).integers(100_000, size=5)  # which is what writing takes
+    microseconds = np.random.default_rng(0).integers(100_000, size=3)  # which is what writing takes
     for number in microseconds:
         _, status = writer.run(what, "time", number)
         assert status in (0, -signal.SIGKILL)

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from shared import randomised
 
 import artifex
 from artifex.generative_models.core import DeviceManager
@@ -33,13 +34,24 @@ from artifex.generative_models.models.classifier import Classifier
 from artifex.generative_models.models.vae import VAE
 
 
-def build(seed: int = 0) -> VAE:
-    return VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(seed))
+def build() -> VAE:
+    return randomised(lambda: VAE((8, 8, 1), 4, [4, 8], [8, 4], rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
 def model() -> VAE:
     return build()
+
+
+@pytest.fixture(scope="module")
+def other(model: VAE) -> VAE:
+    """The same model with other weights."""
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(1), state))
+
+
+def in_dtype(state: nnx.State, dtype: Any) -> nnx.State:
+    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), state)
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +100,17 @@ def test_a_checkpoint_directory(exported: Path, model: VAE) -> None:
         load_model_for_inference(exported / "checkpoints", config | {"latent_dim": 5})
 
 
-def test_the_step_is_the_one_the_export_names(copy: Path, model: VAE) -> None:
+def test_the_step_is_the_one_the_export_names(copy: Path, model: VAE, other: VAE) -> None:
     with setup_checkpoint_manager(copy / "checkpoints")[0] as manager:
-        save_checkpoint(manager, build(seed=1), 9)
+        save_checkpoint(manager, other, 9)
     assert_same_weights(load_exported_model(copy)[0], model)
-    assert_same_weights(load_exported_model(copy, step=9)[0], build(seed=1))
+    assert_same_weights(load_exported_model(copy, step=9)[0], other)
 
 
 def test_dtype_and_sharding(exported: Path, model: VAE) -> None:
     everywhere = NamedSharding(DeviceManager().mesh(), PartitionSpec())
     loaded, _, _ = load_exported_model(exported, dtype=jnp.bfloat16, sharding=everywhere)
-    wanted = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model))
+    wanted = in_dtype(nnx.state(model), jnp.bfloat16)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), wanted)
     assert {leaf.sharding for leaf in jax.tree.leaves(nnx.state(loaded))} == {everywhere}
 
@@ -171,10 +183,10 @@ WRONG = {
 
 
 def test_weights_may_be_stored_in_fewer_bits_than_they_compute_in(tmp_path: Path) -> None:
-    graphdef, state = nnx.split(Classifier((4, 4, 1), 2, [2], 3, rngs=nnx.Rngs(0)))
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state)
+    graphdef, state = nnx.split(randomised(lambda: Classifier((4, 4, 1), 2, [2], 3, rngs=nnx.Rngs(0))))
+    half = in_dtype(state, jnp.bfloat16)
     path = export_model(nnx.merge(graphdef, half), tmp_path / "half", step=1, compute_dtype="float32")
-    wanted = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+    wanted = in_dtype(half, np.float32)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(load_exported_model(path)[0]), wanted)
     leaves = jax.tree.leaves(nnx.state(load_pipeline(path).model))
     assert {leaf.dtype.name for leaf in leaves} == {"float32"}
@@ -285,18 +297,18 @@ def test_the_latest_step_is_the_largest_number(tmp_path: Path, steps: list[str],
     assert latest_step(tmp_path) == wanted
 
 
-def test_the_latest_step_is_that_of_an_export_to_which_one_is_added(copy: Path) -> None:
+def test_the_latest_step_is_that_of_an_export_to_which_one_is_added(copy: Path, other: VAE) -> None:
     assert latest_step(copy) == 5
     with setup_checkpoint_manager(copy / "checkpoints")[0] as manager:
-        save_checkpoint(manager, build(seed=1), 12)
+        save_checkpoint(manager, other, 12)
     assert latest_step(copy) == 12
 
 
-def test_a_cached_pipeline_is_of_the_step_asked_for_each_time(copy: Path, model: VAE) -> None:
+def test_a_cached_pipeline_is_of_the_step_asked_for_each_time(copy: Path, model: VAE, other: VAE) -> None:
     with setup_checkpoint_manager(copy / "checkpoints")[0] as manager:
-        save_checkpoint(manager, build(seed=1), 9)
+        save_checkpoint(manager, other, 9)
     for _ in range(2):  # the second time from what was kept
-        for step, wanted in ((None, model), (9, build(seed=1)), (5, model)):
+        for step, wanted in ((None, model), (9, other), (5, model)):
             found = load_pipeline(copy, batch_size=1, step=step).executor.weights
             for leaf, expected in zip(found, jax.tree.leaves(nnx.state(wanted)), strict=True):
                 np.testing.assert_array_equal(leaf, expected)
