@@ -36,7 +36,8 @@ def model() -> VAE:
 def other(model: VAE) -> VAE:
     """The same model with other weights."""
     graphdef, state = nnx.split(model)
-    return nnx.merge(graphdef, jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(1), state))
+    values = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(1), state)
+    return nnx.merge(graphdef, jax.device_put(values))
 
 
 def export(model: Any, directory: Any, *, step: int = 1, **facts: Any) -> Path:

@@ -47,11 +47,12 @@ def model() -> VAE:
 def other(model: VAE) -> VAE:
     """The same model with other weights."""
     graphdef, state = nnx.split(model)
-    return nnx.merge(graphdef, jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(1), state))
+    values = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(1), state)
+    return nnx.merge(graphdef, jax.device_put(values))
 
 
 def in_dtype(state: nnx.State, dtype: Any) -> nnx.State:
-    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), state)
+    return jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), state))
 
 
 @pytest.fixture(scope="module")
