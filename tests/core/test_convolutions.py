@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from shared import randomised
 
 from artifex.generative_models.core.convolutions import (
     PLAIN,
@@ -23,6 +24,7 @@ from artifex.generative_models.core.nn import Conv3x3
 # Compiled whole, since each operation that is compiled alone takes its time.
 compiled = jax.jit(formed, static_argnums=(2, 3))
 compiled_filters = jax.jit(filters_of, static_argnums=(1, 2))
+compiled_plain = jax.jit(plain)
 
 # Rounding of sums of some hundred float32 products, over the output's deviation, by form. In what order the
 # plain form sums depends on the processor.
@@ -34,7 +36,8 @@ def drawn(shape, doubles=False, rows=2, dtype=np.float32):
     height, width, in_features, features = shape
     scale = 1 + doubles
     x = random.normal(size=(rows, height // scale, width // scale, in_features))
-    return jnp.asarray(x, dtype), jnp.asarray(random.normal(size=(3, 3, in_features, features)), dtype)
+    kernel = random.normal(size=(3, 3, in_features, features))
+    return jax.device_put((x.astype(dtype), kernel.astype(dtype)))
 
 
 def by_hand(x, kernel):
@@ -49,7 +52,7 @@ def by_hand(x, kernel):
 def test_every_form_is_the_convolution(shape, doubles):
     """Also where tiles do not divide the picture, or are larger than it."""
     x, kernel = drawn(shape, doubles)
-    wanted = by_hand(doubled(x) if doubles else x, kernel)
+    wanted = by_hand(np.asarray(x).repeat(2, 1).repeat(2, 2) if doubles else x, kernel)
     for form in forms_for(ConvShape(*shape, doubles)):
         filters = kernel if form == PLAIN else compiled_filters(kernel, doubles, form)
         found = np.asarray(compiled(x, filters, doubles, form))
@@ -62,46 +65,54 @@ def test_pictures_of_odd_sizes_and_of_one_pixel():
         x, kernel = drawn((height, width, 4, 4))
         for form in (2, 4):
             found = np.asarray(compiled(x, compiled_filters(kernel, False, form), False, form))
-            np.testing.assert_allclose(found, plain(x, kernel), rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(found, by_hand(x, kernel), rtol=1e-3, atol=1e-3)
 
 
 def test_rows_know_nothing_of_one_another():
-    x, kernel = drawn((8, 8, 4, 4), rows=3)
+    x, kernel = map(np.asarray, drawn((8, 8, 4, 4), rows=3))
     for form in (2, 4):
         filters = compiled_filters(kernel, False, form)
-        alone = compiled(x[1:2], filters, False, form)
-        np.testing.assert_allclose(compiled(x, filters, False, form)[1:2], alone, rtol=1e-4, atol=1e-4)
-        broken = compiled(x.at[0].set(np.nan), filters, False, form)
+        whole, alone = (np.asarray(compiled(rows, filters, False, form)) for rows in (x, x[1:2]))
+        np.testing.assert_allclose(whole[1:2], alone, rtol=1e-4, atol=1e-4)
+        broken = np.asarray(
+            compiled(np.where(np.arange(3)[:, None, None, None] > 0, x, np.nan), filters, False, form)
+        )
         assert np.isfinite(broken[1:]).all()
+
+
+def called(layer, x):
+    """What a layer gives; it is traced at each call, since the forms may be others."""
+    return np.asarray(jax.jit(lambda layer, x: layer(x))(layer, x))
 
 
 def test_a_layer_takes_the_form_of_its_shape():
     x, _ = drawn((8, 8, 4, 6))
-    layer = Conv3x3(4, 6, rngs=nnx.Rngs(0))
+    layer = randomised(lambda: Conv3x3(4, 6, rngs=nnx.Rngs(0)))
     shape = ConvShape(8, 8, 4, 6, doubles=False)
     with shapes_of_convolutions() as seen:
-        wanted = layer(x)
+        wanted = called(layer, x)
     assert seen == {shape}
-    np.testing.assert_array_equal(wanted, plain(x, layer.kernel[...]) + layer.bias[...].reshape(1, 1, 1, -1))
+    by_itself = np.asarray(compiled_plain(x, layer.kernel[...])) + np.asarray(layer.bias[...])
+    np.testing.assert_array_equal(wanted, by_itself)
     for chosen in ({}, {shape._replace(height=4): 4}, {shape._replace(doubles=True): 2}):
         with forms_of_convolutions(chosen):
-            np.testing.assert_array_equal(layer(x), wanted)
+            np.testing.assert_array_equal(called(layer, x), wanted)
     with forms_of_convolutions({shape: 4}):
-        other = layer(x)
+        other = called(layer, x)
     assert 0 < np.abs(other - wanted).max() < 1e-4 * wanted.std()
-    np.testing.assert_array_equal(layer(x), wanted)
+    np.testing.assert_array_equal(called(layer, x), wanted)
 
 
 def test_a_layer_of_doubled_pixels():
     x, _ = drawn((8, 8, 4, 6), doubles=True)
-    layer = Conv3x3(4, 6, use_bias=False, doubles=True, rngs=nnx.Rngs(0))
+    layer = randomised(lambda: Conv3x3(4, 6, use_bias=False, doubles=True, rngs=nnx.Rngs(0)))
     with shapes_of_convolutions() as seen:
-        wanted = layer(x)
+        wanted = called(layer, x)
     shape = ConvShape(8, 8, 4, 6, doubles=True)
     assert seen == {shape}
-    np.testing.assert_array_equal(wanted, plain(doubled(x), layer.kernel[...]))
+    np.testing.assert_array_equal(wanted, compiled_plain(jax.jit(doubled)(x), layer.kernel[...]))
     with forms_of_convolutions({shape: 2}):
-        np.testing.assert_allclose(layer(x), wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(called(layer, x), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_computing_in_bfloat16():
@@ -118,13 +129,13 @@ def test_computing_in_bfloat16():
 def test_weights_and_pictures_of_two_dtypes(form):
     """As layers of Flax do, it computes in the wider one."""
     x, kernel = drawn((8, 8, 4, 6), dtype=jnp.bfloat16)
-    layer = Conv3x3(4, 6, rngs=nnx.Rngs(0))
-    wide = nnx.Conv(4, 6, (3, 3), padding=1, rngs=nnx.Rngs(0))
+    layer = randomised(lambda: Conv3x3(4, 6, rngs=nnx.Rngs(0)))
+    wide = randomised(lambda: nnx.Conv(4, 6, (3, 3), padding=1, rngs=nnx.Rngs(0)))
+    wide.bias = layer.bias
     layer.kernel, wide.kernel = nnx.Param(kernel), nnx.Param(kernel)
     chosen = {ConvShape(8, 8, 4, 6, doubles=False): form}
     with forms_of_convolutions(chosen), jax.numpy_dtype_promotion("standard"):
-        found = layer(x.astype(jnp.float32))
-        wanted = wide(x.astype(jnp.float32))
+        found, wanted = (called(each, np.asarray(x, np.float32)) for each in (layer, wide))
     assert found.dtype == wanted.dtype == jnp.float32
     assert np.abs(found - wanted).max() < (1e-5 if form == PLAIN else 0.02) * wanted.std()
 
@@ -141,7 +152,7 @@ class Stack(nnx.Module):
 
 
 def test_kernels_are_turned_to_filters_once_outside_of_loops():
-    graphdef, state = nnx.split(Stack())
+    graphdef, state = nnx.split(randomised(Stack))
     x, _ = drawn((8, 8, 4, 4))
     forms = {ConvShape(8, 8, 4, 4, doubles=False): 4, ConvShape(16, 16, 4, 4, doubles=True): 2}
 

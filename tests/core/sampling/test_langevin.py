@@ -23,7 +23,7 @@ from artifex.generative_models.core.sampling.langevin import (
 from artifex.generative_models.core.sampling.walking import Walking
 from artifex.generative_models.inference import Executor
 
-ROWS = 4096
+ROWS = 2048
 MEAN = np.array([0.7, -0.4], np.float32)
 COVARIANCE = np.array([[0.6, 0.3], [0.3, 0.4]], np.float32)
 WEIGHTS, MIDDLES, WIDTH = np.array([0.3, 0.7]), np.array([-1.0, 1.2]), 0.6  # of a mixture in one dimension
@@ -84,7 +84,7 @@ def few() -> Executor:
     return Executor(None, ENDPOINTS, batch_sizes=(1, 8))
 
 
-def walked(executor: Executor, name: str, num_rows: int = ROWS, seed: int = 0, **said: object) -> dict:
+def walked(executor: Executor, name: str, num_rows: int = ROWS, seed: int = 1, **said: object) -> dict:
     inputs, _ = rows_of(executor, name, {"num_steps": np.empty(num_rows)}, **said)
     return {key: np.asarray(value) for key, value in
             executor(name, inputs, key=jax.random.key(seed)).items()}  # fmt: skip
@@ -112,9 +112,9 @@ def assert_gaussian(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> 
         assert stats.kstest((x[:, axis] - mean[axis]) / spread[axis], "norm").pvalue > 0.01
 
 
-@pytest.mark.parametrize(("method", "step_size"), [("mala", 0.5), ("ula", 0.02)])
+@pytest.mark.parametrize(("method", "step_size"), [("mala", 0.5), ("ula", 0.03)])
 def test_a_gaussian_comes_back(executor: Executor, method: str, step_size: float) -> None:
-    num_steps = {"mala": 60, "ula": 400}[method]
+    num_steps = {"mala": 60, "ula": 250}[method]
     found = walked(executor, "gaussian", method=method, step_size=step_size, num_steps=num_steps)
     assert_gaussian(found["x"], MEAN, COVARIANCE)
 
@@ -122,8 +122,8 @@ def test_a_gaussian_comes_back(executor: Executor, method: str, step_size: float
 def test_large_unadjusted_steps_spread_it_as_they_should(executor: Executor) -> None:
     """Of a Gaussian of precision P they come to the covariance of precision P (1 - size / 4 P)."""
     precision = np.linalg.inv(COVARIANCE.astype(np.float64))
-    expected = np.linalg.inv(precision @ (np.eye(2) - 0.5 / 4 * precision))
-    x = walked(executor, "gaussian", method="ula", step_size=0.5, num_steps=60)["x"]
+    expected = np.linalg.inv(precision @ (np.eye(2) - 0.6 / 4 * precision))
+    x = walked(executor, "gaussian", method="ula", step_size=0.6, num_steps=60)["x"]
     assert_gaussian(x, MEAN, expected)
     assert expected[0, 0] > 1.07 * COVARIANCE[0, 0]  # which the tolerance tells apart
     assert stats.kstest((x[:, 0] - MEAN[0]) / np.sqrt(COVARIANCE[0, 0]), "norm").pvalue < 0.01
@@ -174,8 +174,8 @@ def numpy_chain(
         return -0.5 * (x - MEAN) @ precision @ (x - MEAN)
 
     def log_proposal(to: np.ndarray, start: np.ndarray) -> float:
-        middle = start - 0.5 * epsilon * precision @ (start - MEAN)
-        return stats.multivariate_normal.logpdf(to, middle, epsilon * np.eye(2))
+        away = to - (start - 0.5 * epsilon * precision @ (start - MEAN))
+        return -0.5 * away @ away / epsilon  # but for what is the same both ways
 
     accepted = 0
     for one, limit in zip(noise, chance, strict=True):
@@ -227,7 +227,7 @@ def test_annealed_chains_have_the_variance_that_their_steps_say(executor: Execut
     """Each axis of the Gaussian shrinks and is spread anew; more steps come closer to it."""
     variances, axes = np.linalg.eigh(COVARIANCE.astype(np.float64))
     errors = []
-    for num_steps in (30, 100, 300):
+    for num_steps in (30, 80, 200):
         x = walked(executor, "noised", num_steps=num_steps, step_size=0.8)["x"]
         expected = [recursion(0.8, num_steps, variance, ula=False) for variance in variances]
         np.testing.assert_allclose(np.var((x - MEAN) @ axes, axis=0), expected, rtol=4 * np.sqrt(2 / ROWS))

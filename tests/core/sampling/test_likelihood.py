@@ -33,7 +33,7 @@ ROWS = 8
 
 def executor_of(config, fn=None):
     fn = fn or denoiser(config, MEAN, COVARIANCE)
-    return Executor(None, denoiser_endpoints(fn, SHAPE, Denoising(json.dumps(config))), batch_sizes=(1, ROWS))
+    return Executor(None, denoiser_endpoints(fn, SHAPE, Denoising(json.dumps(config))), batch_sizes=(ROWS,))
 
 
 @pytest.fixture(scope="module")

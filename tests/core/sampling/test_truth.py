@@ -1,61 +1,42 @@
 """Samplers with the exact denoiser of Gaussian data, where what must come out is known."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian import FLOW, denoiser, diffusion
 from scipy import stats
 
 from artifex.generative_models.core import Endpoint, TensorSpec
 from artifex.generative_models.core.sampling.linear import LinearSampler
 from artifex.generative_models.core.sampling.packing import TABLE_INPUTS, TABLE_OPTIONS
-from artifex.generative_models.core.sampling.samplers import SAMPLERS, table_for
-from artifex.generative_models.core.sampling.schedules import alphas_squared
+from artifex.generative_models.core.sampling.samplers import table_for
 from artifex.generative_models.core.sampling.table import NUM_COLUMNS, STEP
 from artifex.generative_models.inference import Executor
 
-ROWS = 4096
+ROWS = 2048
 MEAN = np.array([0.7, -0.4], np.float32)
 COVARIANCE = np.array([[0.25, 0.12], [0.12, 0.16]], np.float32)
-DIFFUSION = {"_class_name": "DDPMScheduler", "clip_sample": False}
-FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-LEFT = alphas_squared(dict(SAMPLERS["ddpm"].defaults))
-
-
-@jax.vmap
-def posterior(x, alpha, sigma):
-    """The means of the sample and of the noise in `alpha sample + sigma noise`, exactly."""
-    deviation = x - alpha * jnp.asarray(MEAN)
-    weighed = jnp.linalg.solve(alpha**2 * jnp.asarray(COVARIANCE) + sigma**2 * jnp.eye(2), deviation)
-    return jnp.asarray(MEAN) + alpha * (jnp.asarray(COVARIANCE) @ weighed), sigma * weighed
-
-
-def predicts_noise(model, x, time, guidance, inputs):
-    log_snr = jnp.asarray(np.log(LEFT) - np.log1p(-LEFT), jnp.float32)
-    left = jax.nn.sigmoid(jnp.interp(time, jnp.arange(1000.0), log_snr))
-    return posterior(x, jnp.sqrt(left), jnp.sqrt(1 - left))[1]
-
-
-def predicts_velocity(model, x, time, guidance, inputs):
-    sample, noise = posterior(x, 1 - time / 1000, time / 1000)
-    return noise - sample
+DIFFUSION = diffusion()
+CONFIGS = {"diffusion": DIFFUSION, "flow": FLOW}
+LENGTHS = {"diffusion": 256, "flow": 64, "from_start": 1024}  # of all tables, so that each is one program
 
 
 @pytest.fixture(scope="module")
 def executor():
+    networks = {name: denoiser(config, MEAN, COVARIANCE) for name, config in CONFIGS.items()}
     endpoints = {
-        name: Endpoint(LinearSampler(fn, (2,)), dict(TABLE_INPUTS), dict(TABLE_OPTIONS))
-        for name, fn in {"diffusion": predicts_noise, "flow": predicts_velocity}.items()
+        name: Endpoint(LinearSampler(network, (2,)), dict(TABLE_INPUTS), dict(TABLE_OPTIONS))
+        for name, network in networks.items()
     }
     from_start = {**TABLE_INPUTS, "start": TensorSpec((2,), np.float32)}
-    sampler = LinearSampler(predicts_noise, (2,), start="start")
+    sampler = LinearSampler(networks["diffusion"], (2,), start="start")
     endpoints["from_start"] = Endpoint(sampler, from_start, dict(TABLE_OPTIONS))
     return Executor(None, endpoints, batch_sizes=(256, ROWS))
 
 
 def drawn(executor, endpoint, config, steps, sampler, rows=ROWS, **given):
     table = table_for(config, steps, sampler)
-    length = next(n for n in TABLE_OPTIONS["max_steps"].choices if n >= len(table))
+    length = LENGTHS[endpoint]
     padded = np.zeros((length, NUM_COLUMNS), np.float32)
     padded[: len(table)] = table.rows
     inputs = {
