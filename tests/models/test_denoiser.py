@@ -1,5 +1,7 @@
 """The family of denoisers: its endpoints, and what it refuses."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +75,24 @@ def test_callers_give_inputs_and_fields_but_no_tables():
         assert set(endpoint.given) == pictures.get(name, {"x"})
 
 
-def test_the_label_reaches_the_network_in_every_endpoint(executor, x):
+def test_a_label_and_none_count(executor, x):
+    none, one, other = (
+        call(executor, "from_noise", {"noise": x}, key=KEY, num_steps=3, **said)["x"]
+        for said in ({}, {"label": 1}, {"label": [0, 1]})
+    )
+    assert np.abs(one - none).max() > 1e-5
+    assert np.abs(other[0] - one[0]).max() > 1e-5
+    np.testing.assert_array_equal(other[1], one[1])
+
+
+def test_the_label_reaches_the_network_in_every_endpoint(x):
+    """One of so little work that it compiles fast."""
+
+    def network(model, x, time, guidance, inputs):
+        return jnp.tanh(x + 0.1 * inputs["label"].astype(jnp.float32)[:, None, None, None])
+
+    fields = Denoising(json.dumps(DDPM), num_labels=3)
+    executor = Executor(None, denoiser_endpoints(network, (4, 4, 1), fields), batch_sizes=(2,))
     mask = np.ones((2, 4, 4, 1), np.float32)
     inputs = {
         "from_noise": {"noise": x},

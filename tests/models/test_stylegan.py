@@ -278,8 +278,8 @@ def test_a_config_that_makes_none(changed: dict[str, object], message: str) -> N
 
 
 def test_the_bundled_one_draws_the_digits_that_it_is_told() -> None:
-    """As the classifier sees them: of 2,000 it misses 2.4 %, which leaves 5, and six standard errors 18."""
-    labels = np.arange(200) % 10
+    """As the classifier sees them: of 2,000 it misses 2.4 %, which leaves 2, and six standard errors 11."""
+    labels = np.arange(100) % 10
     generator, classifier = (load_pipeline(f"mnist-{name}", batch_size=100) for name in ("gan", "classifier"))
-    x = generator.generate(200, rngs=0, label=labels)
-    assert (classifier.call("classify", x=x)["label"] != labels).sum() <= 18
+    x = generator.generate(100, rngs=0, label=labels)
+    assert (classifier.call("classify", x=x)["label"] != labels).sum() <= 11

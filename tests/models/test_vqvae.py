@@ -40,19 +40,20 @@ GRID = (3, 2)
 
 nearest = jax.jit(nearest_codes)
 decode = jax.jit(VQVAE.decode)
+prior = jax.jit(lambda model, tokens, label: model.prior(tokens, label))
 
 
 @pytest.fixture(scope="module")
 def model() -> VQVAE:
     model = randomised(lambda: VQVAE(**ARGUMENTS, rngs=nnx.Rngs(0)))
-    sharp = jax.tree.map(lambda leaf: 3 * leaf, nnx.state(model.prior))  # so that labels matter
-    nnx.update(model.prior, sharp)
+    sharp = jax.tree.map(lambda leaf: np.float32(3) * np.asarray(leaf), nnx.state(model.prior))
+    nnx.update(model.prior, jax.device_put(sharp))  # so that labels matter
     return model
 
 
 @pytest.fixture(scope="module")
 def executor(model: VQVAE) -> Executor:
-    return Executor(model, batch_sizes=(1, 4))
+    return Executor(model, batch_sizes=(4,))
 
 
 @pytest.fixture
@@ -187,7 +188,6 @@ def test_a_code_that_is_not_in_the_codebook_is_refused(
 
 def drawn(model: VQVAE, labels: list[int]) -> np.ndarray:
     """The likeliest codes one after the other, by the whole of what was there before them each time."""
-    prior = jax.jit(lambda model, tokens, label: model.prior(tokens, label))
     tokens = np.zeros((len(labels), 6), np.int32)
     for i in range(6):
         tokens[:, i] = np.asarray(prior(model, tokens, np.int32(labels)))[:, i].argmax(-1)
@@ -204,12 +204,13 @@ def test_generate_decodes_the_codes_of_the_prior(model: VQVAE, executor: Executo
 
 
 def test_previews_show_the_codes_so_far(model: VQVAE, executor: Executor) -> None:
-    looks = list(InferencePipeline(executor).iterate(2, every=1, rngs=0, label=[1, 2], greedy=True))
-    codes = drawn(model, [1, 2])
-    vectors = np.asarray(model.codebook[...], np.float64)[codes].reshape(2, 6, 3)
-    assert [look.steps.tolist() for look in looks] == [[n, n] for n in range(1, 7)]
+    labels = [0, 1, 2, 1]
+    looks = list(InferencePipeline(executor).iterate(4, every=1, rngs=0, label=labels, greedy=True))
+    codes = drawn(model, labels)
+    vectors = np.asarray(model.codebook[...], np.float64)[codes].reshape(4, 6, 3)
+    assert [look.steps.tolist() for look in looks] == [[n] * 4 for n in range(1, 7)]
     for look in looks:
-        z = np.where(np.arange(6)[:, None] < look.steps[0], vectors, 0).reshape(2, *GRID, 3)
+        z = np.where(np.arange(6)[:, None] < look.steps[0], vectors, 0).reshape(4, *GRID, 3)
         np.testing.assert_allclose(look.outputs["x"], numpy_decode(model, z), **TOLERANCE)
 
 
@@ -302,7 +303,8 @@ def test_its_config_makes_it_anew(model: VQVAE) -> None:
 
 
 def test_without_classes_there_is_no_label() -> None:
-    model = randomised(lambda: VQVAE(**{**ARGUMENTS, "num_labels": 0}, rngs=nnx.Rngs(0)))
+    smaller = {"input_shape": [6, 4, 1], "level_features": [4], "num_blocks": 0, "num_labels": 0}
+    model = randomised(lambda: VQVAE(**{**ARGUMENTS, **smaller}, rngs=nnx.Rngs(0)))
     executor = Executor(model, batch_sizes=(1,))
     assert "label" not in executor.endpoints["generate"].fields
     found = InferencePipeline(executor).call("generate", num_rows=1, greedy=True)["x"]
