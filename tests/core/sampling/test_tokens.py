@@ -93,7 +93,7 @@ def keys(rows, first=0):
 
 def test_the_likeliest_tokens_are_those_by_hand(executor):
     inputs = inputs_of([3, 0, 1, 5, 4], [12, 7, 9, 5, 12], greedy=True)
-    found = executor("generate", inputs, keys=keys(ROWS))
+    found = jax.device_get(executor("generate", inputs, keys=keys(ROWS)))
     np.testing.assert_array_equal(found["length"], inputs["stop"])
     for row in range(ROWS):
         wanted, _ = drawn_by_hand(inputs, row)
@@ -114,24 +114,25 @@ def test_the_state_tells_how_likely_its_tokens_are():
 
 
 def test_rows_are_the_same_alone_and_a_few_steps_at_a_time(executor):
-    whole = executor("generate", MIXED, keys=keys(ROWS))
+    whole = jax.device_get(executor("generate", MIXED, keys=keys(ROWS)))
     for i in range(ROWS):
         row = {name: value[i : i + 1] for name, value in MIXED.items()}
-        alone = executor("generate", row, keys=keys(1, first=i))["tokens"][0]
-        np.testing.assert_array_equal(alone, whole["tokens"][i])
-    looks = list(executor.iterate("generate", MIXED, keys=keys(ROWS), every=4))
-    np.testing.assert_array_equal(looks[-1].outputs["tokens"], whole["tokens"])
-    np.testing.assert_array_equal(looks[0].outputs["length"], np.minimum(MIXED["stop"], MIXED["given"] + 4))
-    first = looks[0].outputs["length"]
+        alone = np.asarray(executor("generate", row, keys=keys(1, first=i))["tokens"])
+        np.testing.assert_array_equal(alone[0], whole["tokens"][i])
+    looks = [
+        jax.device_get(look.outputs) for look in executor.iterate("generate", MIXED, keys=keys(ROWS), every=4)
+    ]
+    np.testing.assert_array_equal(looks[-1]["tokens"], whole["tokens"])
+    first = looks[0]["length"]
+    np.testing.assert_array_equal(first, np.minimum(MIXED["stop"], MIXED["given"] + 4))
     for i in range(ROWS):  # a preview is what is drawn already
-        np.testing.assert_array_equal(
-            looks[0].outputs["tokens"][i, : first[i]], whole["tokens"][i, : first[i]]
-        )
+        np.testing.assert_array_equal(looks[0]["tokens"][i, : first[i]], whole["tokens"][i, : first[i]])
 
 
 def test_a_symbol_ends_a_row(executor):
     inputs = inputs_of([1] * ROWS, [LENGTH] * ROWS)
-    going, ending = (executor(name, inputs, keys=keys(ROWS)) for name in ("generate", "ending"))
+    names = ("generate", "ending")
+    going, ending = (jax.device_get(executor(name, inputs, keys=keys(ROWS))) for name in names)
     ends = [np.flatnonzero(row[1:] == END) for row in going["tokens"]]
     wanted = [2 + end[0] if len(end) else LENGTH for end in ends]
     assert min(wanted) < LENGTH
