@@ -81,7 +81,7 @@ def executor() -> Executor:
 
 @pytest.fixture(scope="module")
 def few() -> Executor:
-    return Executor(None, ENDPOINTS, batch_sizes=(1, 8))
+    return Executor(None, ENDPOINTS, batch_sizes=(8,))
 
 
 def walked(executor: Executor, name: str, num_rows: int = ROWS, seed: int = 1, **said: object) -> dict:
@@ -244,10 +244,9 @@ def test_the_noise_is_taken_away_in_the_end(executor: Executor, few: Executor) -
 
 
 def test_levels_of_noise_fall_by_the_same_factor() -> None:
-    inputs = {
-        "sigma_start": jnp.full(4, 8.0), "sigma_end": jnp.full(4, 0.5), "num_steps": jnp.full(4, 4, jnp.int32)
-    }  # fmt: skip
-    found = noise_level(inputs, jnp.array([0, 1, 4, 9], jnp.int32))
+    ends = {"sigma_start": np.full(4, 8, np.float32), "sigma_end": np.full(4, 0.5, np.float32)}
+    steps = {"num_steps": np.full(4, 4, np.int32)}
+    found = jax.jit(noise_level)({**ends, **steps}, np.array([0, 1, 4, 9], np.int32))
     np.testing.assert_allclose(found, [8, 4, 0.5, 0.5], rtol=1e-6)
 
 
@@ -279,11 +278,11 @@ def test_rows_are_as_they_are_alone(few: Executor) -> None:
         "sigma": random.uniform(0.1, 2, 8),
     }
     inputs, _ = rows_of(few, "denoised", {"num_steps": np.empty(8)}, **said)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), jnp.arange(8))
-    together = few("denoised", inputs, keys=keys)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), np.arange(8))
+    together = jax.device_get(few("denoised", inputs, keys=keys))
     for row in range(8):
         one = {name: value[row : row + 1] for name, value in inputs.items()}
-        alone = few("denoised", one, keys=keys[row : row + 1])
+        alone = jax.device_get(few("denoised", one, keys=keys[row : row + 1]))
         for name in ("x", "acceptance_rate"):
             np.testing.assert_allclose(together[name][row], alone[name][0], **TOLERANCE)
 
