@@ -92,7 +92,7 @@ def train(
         if (step + 1) % LOOK == 0:
             mean, minutes = np.mean(jax.device_get(losses[-LOOK:])), (time.monotonic() - begun) / 60
             print(f"step {step + 1:6d}  loss {mean:.4f}  {minutes:5.1f} minutes", flush=True)
-    stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), jax.device_put(state[1], jax.devices()[0]))
+    stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), jax.device_get(state[1]))
     return nnx.merge(graphdef, stored), float(np.mean(jax.device_get(losses[-LOOK:])))
 
 

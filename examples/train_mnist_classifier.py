@@ -70,7 +70,7 @@ def train(
             losses.append(loss)
         mean = float(np.mean(jax.device_get(losses)))
         print(f"epoch {epoch + 1:3d}  loss {mean:.4f}  {time.perf_counter() - begun:5.1f} s", flush=True)
-    stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), jax.device_get(params))
     return nnx.merge(graphdef, stored), mean
 
 

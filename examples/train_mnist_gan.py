@@ -175,7 +175,7 @@ def train(
                 f"step {step + 1:6d}  loss {means[0]:.4f} {means[1]:.4f}  {minutes:5.1f} minutes", flush=True
             )
     means = np.mean(jax.device_get(losses[-LOOK:]), 0)
-    stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state[2])
+    stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), jax.device_get(state[2]))
     wide = nnx.merge(g_def, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored))
     model = nnx.merge(g_def, stored)
     model.mean_w[...] = mean_styles(wide, seed).astype(jnp.bfloat16)

@@ -192,7 +192,7 @@ def train_prior(
 def in_bfloat16(model: VQVAE) -> VQVAE:
     """The model with its weights as they are stored."""
     graphdef, params = nnx.split(model)
-    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), jax.device_get(params)))
 
 
 def rounded(model: VQVAE) -> VQVAE:

@@ -90,7 +90,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def narrowed(leaf: jax.Array) -> jax.Array:
         fan_in = leaf.size // leaf.shape[-1]
-        return jnp.asarray(np.asarray(leaf) * np.float32(3 / max(9, fan_in) ** 0.5))
+        return jnp.asarray(np.asarray(leaf) * np.float32(3 / max(9, fan_in) ** 0.5), leaf.dtype)
 
     return begin
 
