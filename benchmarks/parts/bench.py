@@ -13,7 +13,7 @@ import numpy as np
 from common import Facts, digits
 from flax import nnx
 
-from artifex.generative_models.inference import load_exported_model
+from artifex.generative_models.inference import Executor, load_exported_model
 from artifex.generative_models.models.vae import VAE
 
 DTYPES = ("float32", "bfloat16")
@@ -120,10 +120,12 @@ class Bench:
     Args:
         sizes: How much of everything.
         chosen: The fastest batch size by model, dtype and endpoint, once it is known.
+        exact: What runs the smaller model at the highest precision, once it is made.
     """
 
     sizes: Sizes
     chosen: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    exact: Executor | None = None
 
     @cached_property
     def models(self) -> dict[str, VAE]:
@@ -163,7 +165,8 @@ def random_vae(config: Mapping[str, Any], seed: int = 0) -> VAE:
 
     def drawn(weight: jax.ShapeDtypeStruct) -> jax.Array:
         fan_in = weight.size // weight.shape[-1]
-        return jnp.asarray(generator.standard_normal(weight.shape, np.float32) / np.sqrt(fan_in))
+        values = generator.standard_normal(weight.shape, np.float32) / np.float32(np.sqrt(fan_in))
+        return jnp.asarray(values, values.dtype)  # without a dtype JAX compiles a program for each shape
 
     return nnx.merge(graphdef, jax.tree.map(drawn, state))
 

@@ -88,6 +88,13 @@ def executor_of(
     return executor
 
 
+def exact(bench: Bench) -> Executor:
+    """That of the smaller model at the highest precision, made once for all parts."""
+    if bench.exact is None:
+        bench.exact = executor_of(bench, bench.models[bench.smaller])
+    return bench.exact
+
+
 def cases(
     bench: Bench, name: str, executor: Executor, endpoints: Sequence[str] = ENDPOINTS
 ) -> Iterator[Case]:
@@ -113,11 +120,13 @@ def rows_are_independent(bench: Bench) -> Iterator[Step]:
     for name, dtype, highest in kinds:
         if on_cpu() and dtype == "float32" and not highest:
             continue  # where it is the same as the highest
-        executor = executor_of(bench, bench.models[name], dtype=dtype, highest=highest)
+        strict = highest and name == smaller
+        executor = (
+            exact(bench) if strict else executor_of(bench, bench.models[name], dtype=dtype, highest=highest)
+        )
         precision = "highest" if highest else "default"
         for case in cases(bench, name, executor):
             what = f"{name} {case.endpoint}, {dtype}, {precision} precision"
-            strict = highest and name == smaller
             yield Step(what, partial(independence, case, bench.sizes.law_batch_sizes[-1], strict=strict))
 
 
@@ -163,8 +172,7 @@ def one_seed_everywhere(bench: Bench) -> Iterator[Step]:
     model, size = bench.models[bench.smaller], bench.sizes.law_batch_sizes[-1]
     single = Executor(model, batch_sizes=(size,), tuned=False)
     yield Step("one batch size", partial(one_seed, single, 2 * size - 3, strict=True))
-    several = executor_of(bench, model, ["generate"])
-    yield Step("several batch sizes", partial(one_seed, several, 2 * size - 3, strict=False))
+    yield Step("several batch sizes", partial(one_seed, exact(bench), 2 * size - 3, strict=False))
 
 
 def one_seed(executor: Executor, num_rows: int, *, strict: bool) -> Finding:
@@ -199,8 +207,7 @@ def drawn(executor: Executor, num_rows: int) -> tuple[dict[str, np.ndarray], np.
 
 def arrays_of_the_device(bench: Bench) -> Iterator[Step]:
     """Inputs that are on the device already, beside those of the host."""
-    executor = executor_of(bench, bench.models[bench.smaller])
-    for case in cases(bench, bench.smaller, executor):
+    for case in cases(bench, bench.smaller, exact(bench)):
         yield Step(case.endpoint, partial(from_the_device, case, bench.sizes.law_batch_sizes[-1]))
 
 
@@ -243,11 +250,10 @@ def mesh_of_all_devices(bench: Bench) -> Iterator[Step]:
     if len(jax.devices()) == 1:
         raise NotApplicableError("one device")
     model, sizes = bench.models[bench.smaller], bench.sizes.law_batch_sizes
-    executor = executor_of(bench, model)
     with jax.default_matmul_precision("highest"):
         on_mesh = Executor(model, mesh=DeviceManager().mesh(), batch_sizes=sizes, tuned=False)
         on_mesh.warmup(ENDPOINTS)
-    for case in cases(bench, bench.smaller, executor):
+    for case in cases(bench, bench.smaller, exact(bench)):
         yield Step(case.endpoint, partial(over_mesh, case, on_mesh))
 
 

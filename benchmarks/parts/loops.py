@@ -5,7 +5,7 @@ The networks have random weights, since it is the device that is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -51,12 +51,9 @@ def random_denoiser(network: str, arguments: Mapping[str, Any], scheduler: Mappi
 
     graphdef, state = nnx.split(nnx.eval_shape(made))
     generator = np.random.default_rng(0)
-    return nnx.merge(
-        graphdef,
-        jax.tree.map(
-            lambda leaf: jnp.asarray(0.05 * generator.standard_normal(leaf.shape, np.float32)), state
-        ),
-    )
+    random = partial(generator.standard_normal, dtype=np.float32)
+    weights = jax.tree.map(lambda leaf: jnp.asarray(0.05 * random(leaf.shape), jnp.float32), state)
+    return nnx.merge(graphdef, weights)
 
 
 def rows_of_loops_are_independent(bench: Bench) -> Iterator[Step]:
@@ -103,12 +100,12 @@ def loops_beside_others(bench: Bench) -> Iterator[Step]:
         "unet, float32": ("unet", SMALL_UNET if small else LARGE_UNET, DIFFUSION, None),
         "dit, bfloat16": ("dit", SMALL_DIT if small else LARGE_DIT, FLOW, "bfloat16"),
     }
-    for what, (network, arguments, scheduler, dtype) in kinds.items():
-        model = random_denoiser(network, arguments, scheduler)
-        yield Step(f"{what}, {num_rows} rows", partial(compared, bench, model, num_rows, dtype))
+    for what, (*network, dtype) in kinds.items():
+        make = partial(random_denoiser, *network)
+        yield Step(f"{what}, {num_rows} rows", partial(compared, bench, make, num_rows, dtype))
 
 
-def compared(bench: Bench, model: Denoiser, num_rows: int, dtype: str | None) -> Finding:
-    found = measured(model, num_rows, bench.sizes.num_rounds, dtype)
+def compared(bench: Bench, make: Callable[[], Denoiser], num_rows: int, dtype: str | None) -> Finding:
+    found = measured(make(), num_rows, bench.sizes.num_rounds, dtype)
     over = ", ".join(f"{what} {value:.3f}" for what, value in found["over"].items())
     return Finding(found, f"{1e3 * found['seconds']['Artifex']:.1f} ms; {over}")

@@ -127,7 +127,7 @@ def fitting(bench: Bench, name: str, dtype: str, endpoint: str) -> dict[int, Exe
 
 def cast(model: VAE, dtype: str):
     graphdef, params = nnx.split(model)
-    return graphdef, jax.tree.map(lambda weight: weight.astype(dtype), params)
+    return graphdef, jax.device_put(jax.tree.map(lambda weight: weight.astype(dtype), jax.device_get(params)))
 
 
 def encode_loop(model: VAE, dtype: str, pictures: np.ndarray) -> Callable[[int, int], jax.Array]:
