@@ -1,11 +1,13 @@
 """The command line in this process and in one of its own, and a model that compiles fast."""
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.testing
 from flax import nnx
 from forked import Python
 from shared import randomised
@@ -18,22 +20,21 @@ from artifex.generative_models.models.vae import VAE
 
 MAIN = "from artifex.cli import main; main()"
 
+# Typer makes all commands of their functions for each run, which takes longer than most runs that fail.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
+
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tiny_vae: VAE, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported, untrained model of 8 x 8 pictures and 4 latents."""
     path = tmp_path_factory.mktemp("models") / "tiny"
-    return export_model(_tiny_vae(), path, step=3, training_steps=5, final_loss=1.5)
+    return export_model(tiny_vae, path, step=3, training_steps=5, final_loss=1.5)
 
 
-def _tiny_vae() -> VAE:
-    return randomised(lambda: VAE((8, 8, 1), 4, [4], [4], rngs=nnx.Rngs(0)))
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_vae() -> VAE:
     """What `model` has exported."""
-    return _tiny_vae()
+    return randomised(lambda: VAE((8, 8, 1), 4, [4], [4], rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from flax import nnx
 from PIL import Image
 from shared import randomised
 
+from artifex.generative_models.core import denoisers
 from artifex.generative_models.core.checkpointing import save_checkpoint, setup_checkpoint_manager
 from artifex.generative_models.inference import load_exported_model
 from artifex.generative_models.inference.formats.safetensors import stored_arrays, write_arrays
@@ -159,7 +160,8 @@ def test_a_checkpoint_becomes_a_directory_of_diffusers(cli: Cli):
     assert_equal(load_exported_model("out")[0], model)
 
 
-def test_inspect_says_what_runs_and_what_does_not(cli: Cli, folder: Path):
+def test_inspect_says_what_runs_and_what_does_not(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(denoisers, "find_spec", lambda name: None)  # no diffrax, which takes long to trace
     shown = " ".join(cli("inspect", GOLDEN / "pipeline-dit").split())
     for fact in (
         "DiTPipeline of diffusers, denoiser",

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,14 +42,21 @@ def test_inspect_shows_the_facts(model: Path, cli: Cli):
         assert fact in shown
 
 
-@pytest.fixture
-def checkpoint(tiny_vae: VAE, folder: Path) -> Path:
-    manager, path = setup_checkpoint_manager(folder / "run")
+@pytest.fixture(scope="module")
+def trained(tiny_vae: VAE, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """A run with checkpoints of two steps, and the config of its model."""
+    manager, path = setup_checkpoint_manager(tmp_path_factory.mktemp("trained") / "run")
     with manager:
         for step in (10, 20):
             save_checkpoint(manager, tiny_vae, step)
-    Path("config.json").write_text(json.dumps(dict(tiny_vae.config)))
-    return Path(path)
+    return Path(path), dict(tiny_vae.config)
+
+
+@pytest.fixture
+def checkpoint(trained: tuple[Path, dict[str, object]], folder: Path) -> Path:
+    path, config = trained
+    Path("config.json").write_text(json.dumps(config))
+    return shutil.copytree(path, folder / "run")
 
 
 @pytest.mark.usefixtures("exports_unsearched")
@@ -96,8 +104,6 @@ def test_export_says_one_line(checkpoint: Path, failing_cli: Cli, args: list[str
 
 @pytest.mark.parametrize("damage", ["config.json", "metadata.json", "checkpoints"])
 def test_damaged_model_says_one_line(model: Path, folder: Path, failing_cli: Cli, damage: str):
-    import shutil
-
     shutil.copytree(model, "copy")
     if damage == "checkpoints":
         shutil.rmtree("copy/checkpoints")
