@@ -30,7 +30,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_models, "show_denoiser", show_denoiser)
-        patch.setattr(demo_models, "BATCH_SIZE", 32)
+        patch.setattr(demo_models, "BATCH_SIZE", 16)
+        patch.setattr(demo_models, "_OF_EACH", 1)
         words = ["demo", "--model", "mnist-flow", "-o", str(figure), "--json"]
         result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -39,10 +40,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 def test_it_draws_the_digits_that_labels_say(demo: tuple[Path, dict[str, Any], Shown]) -> None:
     digits = demo[2].panels[0].rows
-    assert (digits.shape, digits.dtype) == ((2, 10, 28, 28, 1), np.uint8)
+    assert (digits.shape, digits.dtype) == ((1, 10, 28, 28, 1), np.uint8)
     classify = artifex.load("mnist-classifier").executor
-    found = classify("classify", {"x": digits.reshape(20, 28, 28, 1)})["label"]
-    assert (found == np.tile(np.arange(10), 2)).sum() >= 17  # of 20, where 19 are to be expected
+    found = classify("classify", {"x": digits[0]})["label"]
+    assert (found == np.arange(10)).sum() >= 8  # of 10, where nearly all are to be expected
 
 
 def test_estimates_come_closer(demo: tuple[Path, dict[str, Any], Shown]) -> None:
