@@ -25,7 +25,7 @@ COVARIANCE = np.array([
     [0.15, 0.15, 0.25, 0],
     [0, 0, 0, 0.25],
 ])  # fmt: skip
-ROWS = 1024
+ROWS = 2048
 MASK = np.array([0.0, 0, 1, 1], np.float32).reshape(SHAPE)
 CONFIGS = {"diffusion": diffusion(), "flow": FLOW}
 KEY = jax.random.key(3)
@@ -61,7 +61,7 @@ def test_known_pixels_stay_and_others_fit_them(executor, config, known):
     exact = COVARIANCE[2, :2].mean() / COVARIANCE[:2, :2].mean()
     slopes = [np.cov(given, pixel)[0, 1] / given.var() for pixel in made.T]
     error = 0.5 / np.sqrt(ROWS * given.var())
-    assert 0.3 * exact < slopes[0] < exact + 3 * error
+    assert 0.4 * exact < slopes[0] < exact + 3 * error
     assert abs(slopes[1]) < 4 * error  # what hangs together with none is made as ever
     np.testing.assert_allclose(made.mean(axis=0), MEAN[2:], atol=0.05)
     np.testing.assert_allclose(made[:, 1].var(), COVARIANCE[3, 3], atol=0.04)
@@ -130,4 +130,4 @@ def test_every_sampler_inpaints(executor, known):
         x = call(executor, "inpaint", inputs(known), key=KEY, num_steps=30, sampler=name)["x"]
         np.testing.assert_array_equal(x[:, 0], known[:, 0])
         together = np.corrcoef(x[:, 1, 0, 0], known[:, 0].mean(axis=(1, 2)))[0, 1]
-        assert 0.2 < together < 0.75  # 0.63 is exact, and 0.03 the error of none
+        assert 0.27 < together < 0.75  # 0.63 is exact
