@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.main
 import typer.testing
 from flax import nnx
 from forked import Python
@@ -21,7 +22,7 @@ from artifex.generative_models.models.vae import VAE
 MAIN = "from artifex.cli import main; main()"
 
 # Typer makes all commands of their functions for each run, which takes longer than most runs that fail.
-typer.testing._get_command = functools.cache(typer.testing._get_command)
+typer.testing._get_command = functools.cache(typer.main.get_command)
 
 
 @pytest.fixture(scope="session")
